@@ -1,0 +1,53 @@
+# make train   train on the embedded digits and say where the pictures are
+# make test    the gate: notebooks clean and in sync, nbdev_test, pytest
+VENV   ?= .venv
+PYTHON ?= python3
+BIN    := $(VENV)/bin
+OUT    ?= data/runs
+# Derivation notebooks keep their outputs in git; all others are committed without.
+DERIVATIONS := $(sort $(wildcard nbs/[0-9][0-9]_*.ipynb))
+FIGURES     := $(sort $(wildcard nbs/figures/*.ipynb))
+# Two test processes share the cores: one thread each, or they slow each other down.
+ONE_THREAD  := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.PHONY: help env train test test-slow export notebooks figures clean
+
+help:
+	@echo "make train | test | test-slow | env | export | notebooks | figures | clean"
+
+env: $(VENV)/.installed
+
+$(VENV)/.installed: settings.ini setup.py pyproject.toml
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("wwgan needs Python 3.10 or newer, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@touch $@
+
+train: env
+	mkdir -p $(OUT)
+	$(BIN)/papermill nbs/train.ipynb $(OUT)/train.ipynb --log-output --no-progress-bar $(ARGS)
+	@echo "The executed notebook is $(OUT)/train.ipynb; the run folder with samples/*.png is named above."
+
+test: env
+	$(ONE_THREAD) $(BIN)/nbdev_test --n_workers 2 --do_print --timing
+	$(BIN)/pytest -m "not slow"
+
+test-slow: env
+	$(BIN)/pytest
+
+export: env
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+
+notebooks: env
+	for nb in $(DERIVATIONS); do IN_TEST=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace $$nb || exit 1; done
+	$(BIN)/nbdev_clean
+
+figures: env
+	mkdir -p $(OUT)
+	for nb in $(FIGURES); do $(BIN)/papermill $$nb $(OUT)/$$(basename $$nb) || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis _proc
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -name .ipynb_checkpoints -type d -prune -exec rm -rf {} +

@@ -1,0 +1,197 @@
+"""Both families: shapes, published sizes, initial weights, and what the penalty needs of a critic."""
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, grad
+from torch.testing import assert_close
+
+from wwgan.networks import (
+    ARCHITECTURES, DCGANCritic, DCGANGenerator, ResNetCritic, ResNetGenerator, count_parameters, initialize_dcgan, make_networks)
+
+FAMILY_SIZES = [(name, size) for name, family in ARCHITECTURES.items() for size in family.sizes]
+families = pytest.mark.parametrize("architecture", ARCHITECTURES)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def critic_and_images(architecture, batch=3):
+    "A small float64 critic and a batch for it."
+    critic = make_networks(architecture, 32, width=8)[1].double()
+    return critic, torch.rand(batch, 3, 32, 32, dtype=torch.float64) * 2 - 1
+
+
+@pytest.mark.parametrize("architecture, size", FAMILY_SIZES)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("width", [2, 5])
+def test_shapes_and_range(architecture, size, channels, width):
+    generator, critic = make_networks(architecture, size, channels, latent_dim=7, width=width)
+    images = generator(torch.randn(2, 7))
+    assert images.shape == (2, channels, size, size)
+    assert images.abs().max() < 1 and images.std() > 0
+    assert critic(images).shape == (2,)
+    assert critic(images[:1]).shape == (1,)
+
+
+@pytest.mark.parametrize("network, count", [
+    (DCGANGenerator(64), 3_576_704),              # PyTorch DCGAN tutorial
+    (DCGANCritic(64), 2_765_568 - 1_792),         # the same, less its batch norm
+    (ResNetGenerator(), 1_204_483),               # from the table of Gulrajani et al. 2017, appendix F
+    (ResNetCritic(), 1_053_825),
+], ids=lambda v: type(v).__name__ if isinstance(v, nn.Module) else str(v))
+def test_parameter_count_of_the_published_networks(network, count):
+    assert count_parameters(network) == count
+
+
+def test_frozen_parameters_are_not_counted():
+    assert count_parameters(nn.Linear(3, 2).requires_grad_(False)) == 0
+
+
+@pytest.mark.parametrize("architecture, critic, generator", [
+    ("dcgan", DCGANCritic(64), DCGANGenerator(64)), ("resnet", ResNetCritic(), ResNetGenerator())])
+def test_defaults_are_the_published_settings(architecture, critic, generator):
+    made = make_networks(architecture, ARCHITECTURES[architecture].sizes[0] if architecture == "resnet" else 64)
+    assert [count_parameters(m) for m in made] == [count_parameters(generator), count_parameters(critic)]
+
+
+@pytest.mark.parametrize("network", [DCGANGenerator, DCGANCritic])
+def test_dcgan_initial_weights(network):
+    net = network(64)
+    conv = torch.cat([p.flatten() for p in net.parameters() if p.ndim == 4])
+    assert conv.mean().abs() < 3 * 0.02 / conv.numel() ** 0.5
+    assert abs(conv.std() - 0.02) < 3 * 0.02 / (2 * conv.numel()) ** 0.5
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    if network is DCGANGenerator:
+        scale = torch.cat([m.weight for m in norms])
+        assert abs(scale.mean() - 1) < 3 * 0.02 / scale.numel() ** 0.5
+        assert abs(scale.std() - 0.02) < 3 * 0.02 / (2 * scale.numel()) ** 0.5
+        assert all(m.bias.eq(0).all() for m in norms)
+    else:
+        assert not norms
+
+
+def test_initialize_dcgan_zeroes_biases_and_leaves_other_layers_alone():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 4))
+    linear = net[1].weight.clone()
+    initialize_dcgan(net)
+    assert net[0].bias.eq(0).all()
+    assert_close(net[1].weight, linear, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("network", [ResNetGenerator, ResNetCritic])
+def test_resnet_initial_weights(network):
+    "Uniform, variance 2 gain^2 / (fan in + fan out); gain^2 is 2 for 3x3 convolutions inside blocks, otherwise 1."
+    for name, layer in network().named_modules():
+        if not isinstance(layer, (nn.Conv2d, nn.Linear)):
+            continue
+        in_block = "branch" in name
+        area = layer.weight[0, 0].numel()             # 1 for a linear layer
+        fans = area * (layer.weight.shape[0] + layer.weight.shape[1])
+        sigma = ((4 if in_block else 2) / fans) ** 0.5
+        assert layer.weight.abs().max() <= sigma * 3**0.5 * (1 + 1e-6), name
+        assert abs(layer.weight.std() - sigma) < 4 * sigma * (0.2 / layer.weight.numel()) ** 0.5, name
+        assert layer.bias.eq(0).all(), name
+
+
+@families
+def test_score_does_not_depend_on_the_batch(architecture):
+    critic, x = critic_and_images(architecture)
+    assert_close(critic(x), torch.cat([critic(image[None]) for image in x]))
+    assert critic.training and not any(isinstance(m, nn.modules.batchnorm._NormBase) for m in critic.modules())
+
+
+def test_dcgan_critic_is_positively_homogeneous():
+    critic, x = critic_and_images("dcgan")
+    for c in (0.0, 0.3, 7.0):
+        assert_close(critic(c * x), c * critic(x))
+    assert not torch.allclose(critic(-x), -critic(x))         # positively: LeakyReLU is not odd
+
+
+@families
+def test_double_backward_is_finite_and_reaches_every_weight(architecture):
+    critic, x = critic_and_images(architecture)
+    x.requires_grad_()
+    (g,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
+    g.square().sum().sqrt().backward()
+    for name, p in critic.named_parameters():
+        if name.endswith("weight"):
+            assert p.grad is not None and p.grad.isfinite().all() and p.grad.any(), name
+
+
+@families
+def test_gradient_is_right(architecture):
+    critic, x = critic_and_images(architecture, batch=1)
+    x.requires_grad_()
+    direction = torch.randn_like(x)
+    (g,) = torch.autograd.grad(critic(x).sum(), x)
+    eps = 1e-7
+    difference = (critic(x + eps * direction) - critic(x - eps * direction)) / (2 * eps)
+    assert_close((g * direction).sum(), difference.sum(), rtol=1e-4, atol=1e-9)
+
+
+@families
+def test_same_seed_same_networks(architecture):
+    def weights(seed):
+        torch.manual_seed(seed)
+        return torch.cat([p.flatten() for net in make_networks(architecture, 32, width=4) for p in net.parameters()])
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+
+
+@families
+def test_channels_last_changes_nothing(architecture):
+    nets = [net.double() for net in make_networks(architecture, 32, width=8)]
+    z = torch.randn(3, nets[0].latent_dim, dtype=torch.float64)
+    scores = nets[1](nets[0](z))
+    for net in nets:
+        net.to(memory_format=torch.channels_last)
+    images = nets[0](z).contiguous(memory_format=torch.channels_last)
+    assert_close(nets[1](images), scores)
+
+
+@families
+def test_works_under_torch_func(architecture):
+    generator, critic = make_networks(architecture, 32, width=8)
+    z = torch.randn(2, generator.latent_dim)
+    state = {k: v.clone() for k, v in generator.state_dict().items()}
+    images = functional_call(generator, state, (z,))
+    assert_close(images, generator(z))
+
+    def squared_slope(weights):
+        slope = grad(lambda x: functional_call(critic, weights, (x,)).sum())
+        return slope(images.detach()).square().sum()
+
+    weights = dict(critic.named_parameters())
+    by_func = grad(squared_slope)(weights)
+    x = images.detach().requires_grad_()
+    (g,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
+    names = [k for k in weights if k.endswith("weight")]
+    by_tape = torch.autograd.grad(g.square().sum(), [weights[k] for k in names])
+    for name, expected in zip(names, by_tape):
+        assert_close(by_func[name], expected)
+
+
+@pytest.mark.parametrize("args, message", [
+    (("dcgann", 32), "dcgan"),
+    (("dcgan", 48), r"\(16, 32, 64, 128\), got 48"),
+    (("resnet", 64), r"\(32,\), got 64"),
+    (("dcgan", 32, 0), "channels.*positive.*got 0"),
+    (("dcgan", 32, 3, -1), "latent_dim.*positive.*got -1"),
+    (("dcgan", 32, 3, 100, 0), "width.*positive.*got 0"),
+    (("dcgan", 32, 3, 100, 1.5), r"width.*integer.*got 1\.5"),
+])
+def test_bad_settings_are_refused(args, message):
+    with pytest.raises(ValueError, match=message):
+        make_networks(*args)
+
+
+@families
+def test_wrong_shapes_are_refused_with_both_shapes(architecture):
+    generator, critic = make_networks(architecture, 32, channels=1, latent_dim=7, width=4)
+    with pytest.raises(ValueError, match=r"\(batch, 7\), got \(2, 8\)"):
+        generator(torch.zeros(2, 8))
+    for shape in [(2, 3, 32, 32), (2, 1, 64, 64), (1, 32, 32)]:
+        with pytest.raises(ValueError, match=r"\(batch, 1, 32, 32\), got \(" + ", ".join(map(str, shape))):
+            critic(torch.zeros(shape))
