@@ -1,4 +1,5 @@
 """Packaging from settings.ini, the one place for name, version and dependencies."""
+
 from configparser import ConfigParser
 from pathlib import Path
 

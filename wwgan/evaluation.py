@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['frechet_distance']
 
-# %% ../nbs/06_evaluation.ipynb #import-torch
+# %% ../nbs/06_evaluation.ipynb #imports
 import torch
 from torch import Tensor
 
@@ -19,12 +19,14 @@ def _gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
 def frechet_distance(a: Tensor, b: Tensor) -> float:
     """Squared Frechet (Wasserstein-2) distance between the Gaussians fitted to two sets of features.
 
-    a: (N, D), b: (M, D), at least two rows each. Computed in float64; zero for equal sets, symmetric. Biased upwards for
-    few samples: compare at equal counts only. Raises ValueError for other shapes or features that are not finite.
+    a: (N, D), b: (M, D), at least two rows each. Computed in float64; zero for equal sets, symmetric. Biased upwards
+    for few samples: compare at equal counts only. Raises ValueError for other shapes or features that are not finite.
     Source: Dowson and Landau 1982 for the formula; Heusel et al. 2017 for its use on images.
     """
     if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
-        raise ValueError(f"features must be (N, D) and (M, D) with N, M >= 2, got {tuple(a.shape)} and {tuple(b.shape)}")
+        raise ValueError(
+            f"features must be (N, D) and (M, D) with N, M >= 2, got {tuple(a.shape)} and {tuple(b.shape)}"
+        )
     a, b = a.detach().double(), b.detach().double()
     if not (a.isfinite().all() and b.isfinite().all()):
         raise ValueError("features must be finite, got NaN or infinity")

@@ -5,58 +5,73 @@
 # %% auto #0
 __all__ = ['NEIGHBORHOODS', 'half_ball', 'edge_ends', 'PixelGraph']
 
-# %% ../nbs/00_graph.ipynb #from-collections-abc-import-callable
+# %% ../nbs/00_graph.ipynb #imports
 from collections.abc import Callable
+from math import inf
 
 import torch
 from torch import Tensor
 
 # %% ../nbs/00_graph.ipynb #half_ball
-NEIGHBORHOODS = {"von_neumann": lambda dy, dx: abs(dy) + abs(dx),
-                 "moore": lambda dy, dx: max(abs(dy), abs(dx))}
+NEIGHBORHOODS = {"von_neumann": lambda dy, dx: abs(dy) + abs(dx), "moore": lambda dy, dx: max(abs(dy), abs(dx))}
 
 
-def half_ball(neighborhood: str, radius: int) -> list[tuple[int, int]]:
+def half_ball(neighborhood: str, radius: int, height: float = inf, width: float = inf) -> list[tuple[int, int]]:
     """Offsets (dy, dx) of a neighbourhood's edges, each undirected edge once: dy > 0, or dy == 0 and dx > 0.
 
-    Radius 0 has no edges. Raises ValueError for an unknown neighbourhood or a radius that is no integer >= 0.
+    Offsets that reach across an image of height x width pixels are left out. Radius 0 has no edges.
+    Raises ValueError for an unknown neighbourhood or a radius that is no integer >= 0.
     """
     if neighborhood not in NEIGHBORHOODS:
         raise ValueError(f"neighborhood must be one of {', '.join(map(repr, NEIGHBORHOODS))}, got {neighborhood!r}")
     if isinstance(radius, bool) or not isinstance(radius, int) or radius < 0:
         raise ValueError(f"radius must be an integer of at least 0, got {radius!r}")
     norm = NEIGHBORHOODS[neighborhood]
-    return [(dy, dx) for dy in range(radius + 1) for dx in range(-radius, radius + 1)
-            if (dy, dx) > (0, 0) and norm(dy, dx) <= radius]
+    reach_y, reach_x = min(radius, height - 1), min(radius, width - 1)
+    return [
+        (dy, dx)
+        for dy in range(reach_y + 1)
+        for dx in range(-reach_x, reach_x + 1)
+        if (dy, dx) > (0, 0) and norm(dy, dx) <= radius
+    ]
 
 # %% ../nbs/00_graph.ipynb #edge_ends
 def edge_ends(image: Tensor, dy: int, dx: int) -> tuple[Tensor, Tensor]:
-    """Views of the values at both ends of every edge of offset (dy, dx), dy >= 0: (..., H, W) -> two (..., H-dy, W-|dx|)."""
+    """Both ends of every edge of offset (dy, dx), dy >= 0: values (..., H, W) -> two views (..., H - dy, W - |dx|)."""
     H, W = image.shape[-2:]
     left, right = max(0, -dx), max(0, dx)
-    return image[..., :H - dy, left:W - right], image[..., dy:, right:W - left]
+    return image[..., : H - dy, left : W - right], image[..., dy:, right : W - left]
 
 # %% ../nbs/00_graph.ipynb #pixelgraph
 class PixelGraph:
     """Graph of the pixels of an H x W image, with the Laplacian weighted by an image on it.
 
-    height, width: pixels, at least 1. neighborhood: "von_neumann" (L1 ball) or "moore" (L-infinity ball) of `radius` pixels.
+    height, width: pixels, at least 1. neighborhood: "von_neumann" (L1 ball) or "moore" (L-infinity ball).
+    radius: of the ball in pixels, at least 0.
     weight: function (dy, dx) -> positive weight of the edges of that offset; every weight is 1 when left out.
     Offsets longer than the image have no edges and are dropped. Raises ValueError on bad sizes, names or weights.
     Source: Dukler et al. 2019, section 3; the released code's graph is von Neumann with radius 2.
     """
 
-    def __init__(self, height: int, width: int, neighborhood: str = "von_neumann", radius: int = 2,
-                 weight: Callable[[int, int], float] | None = None):
+    def __init__(
+        self,
+        height: int,
+        width: int,
+        neighborhood: str = "von_neumann",
+        radius: int = 2,
+        weight: Callable[[int, int], float] | None = None,
+    ):
         for name, value in (("height", height), ("width", width)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
         self.height, self.width, self.n = height, width, height * width
         self.neighborhood, self.radius = neighborhood, radius
-        self.offsets = {(dy, dx): 1.0 if weight is None else float(weight(dy, dx))
-                        for dy, dx in half_ball(neighborhood, radius) if dy < height and abs(dx) < width}
+        self.offsets = {
+            (dy, dx): 1.0 if weight is None else float(weight(dy, dx))
+            for dy, dx in half_ball(neighborhood, radius, height, width)
+        }
         for offset, w in self.offsets.items():
-            if not 0 < w < float("inf"):
+            if not 0 < w < inf:
                 raise ValueError(f"edge weights must be positive and finite, got {w} for offset {offset}")
         self.degree = self._degree()
         self._degrees = {}  # copies of the degree for the types and devices met so far
@@ -88,6 +103,20 @@ class PixelGraph:
             if not image.is_floating_point():
                 raise ValueError(f"{name} must be of floating-point type, got {image.dtype}")
 
+    def edges(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
+        """All edges: end pixels i, j (E,) as row-major numbers, and weights (E,) in float64."""
+        pixel = torch.arange(self.n, device=device).view(self.height, self.width)
+        ends = [[end.flatten() for end in edge_ends(pixel, *offset)] for offset in self.offsets]
+        weights = [
+            torch.full(i.shape, w, dtype=torch.float64, device=device) for (i, _), w in zip(ends, self.offsets.values())
+        ]
+        none = pixel.new_zeros(0)
+        return (
+            torch.cat([none, *(i for i, _ in ends)]),
+            torch.cat([none, *(j for _, j in ends)]),
+            torch.cat([none.double(), *weights]),
+        )
+
     def energy(self, X: Tensor, g: Tensor, degree_normalized: bool = True) -> Tensor:
         """Dirichlet energy g' L(X) g, summed over the last two dimensions: (..., H, W) twice -> (...).
 
@@ -96,7 +125,9 @@ class PixelGraph:
         """
         density = self._density(X, degree_normalized)
         self._check(g=g)
-        total = torch.zeros(torch.broadcast_shapes(X.shape, g.shape)[:-2], dtype=torch.result_type(X, g), device=g.device)
+        total = torch.zeros(
+            torch.broadcast_shapes(X.shape, g.shape)[:-2], dtype=torch.result_type(X, g), device=g.device
+        )
         for offset, w in self.offsets.items():
             (rho_i, rho_j), (g_i, g_j) = edge_ends(density, *offset), edge_ends(g, *offset)
             total = total + (0.5 * w) * ((rho_i + rho_j) * (g_i - g_j).square()).sum((-2, -1))
@@ -127,15 +158,9 @@ class PixelGraph:
             raise ValueError(f"layout must be 'dense' or 'sparse', got {layout!r}")
         if X.dim() != 2:
             raise ValueError(f"X must be one image of shape ({self.height}, {self.width}), got {tuple(X.shape)}")
-        density = self._density(X, degree_normalized)
-        pixel = torch.arange(self.n, device=X.device).view(self.height, self.width)
-        i, j, theta = [pixel.new_zeros(0)], [pixel.new_zeros(0)], [X.new_zeros(0)]
-        for offset, w in self.offsets.items():
-            (rho_i, rho_j), ends = edge_ends(density, *offset), edge_ends(pixel, *offset)
-            i.append(ends[0].flatten())
-            j.append(ends[1].flatten())
-            theta.append((0.5 * w) * (rho_i + rho_j).flatten())
-        i, j, theta = torch.cat(i), torch.cat(j), torch.cat(theta)
+        i, j, w = self.edges(X.device)
+        density = self._density(X, degree_normalized).flatten()
+        theta = w.to(X) * (density[i] + density[j]) / 2
         entries = torch.cat([theta, theta, -theta, -theta])  # (e_i - e_j)(e_i - e_j)' has four entries
         where = torch.stack([torch.cat([i, j, i, j]), torch.cat([i, j, j, i])])
         matrix = torch.sparse_coo_tensor(where, entries, (self.n, self.n), check_invariants=False).coalesce()

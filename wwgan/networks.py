@@ -6,7 +6,7 @@
 __all__ = ['DCGAN_SIZES', 'RESNET_SIZE', 'ARCHITECTURES', 'count_parameters', 'initialize_dcgan', 'DCGANGenerator', 'DCGANCritic',
            'ResNetGenerator', 'ResNetCritic', 'Architecture', 'make_networks']
 
-# %% ../nbs/04_networks.ipynb #from-collections-abc-import-callable
+# %% ../nbs/04_networks.ipynb #imports
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,19 +18,21 @@ from .data import unknown_name
 
 # %% ../nbs/04_networks.ipynb #check_shape
 def _check_shape(x: Tensor, *shape: int) -> None:
-    "Raise ValueError unless `x` is a batch of the given shape."
+    """Raise ValueError unless `x` has shape (batch, *shape)."""
     if tuple(x.shape[1:]) != shape:
         raise ValueError(f"expected shape (batch, {', '.join(map(str, shape))}), got {tuple(x.shape)}")
 
+
 def count_parameters(module: nn.Module) -> int:
-    "Number of trainable parameters."
+    """Number of trainable parameters."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 # %% ../nbs/04_networks.ipynb #dcgan_widths
 DCGAN_SIZES = (16, 32, 64, 128)
 
+
 def _dcgan_widths(size: int, width: int) -> list[int]:
-    "Channels of the maps of side 4, 8, ..., size/2."
+    """Channels of the maps of side 4, 8, ..., size/2."""
     if size not in DCGAN_SIZES:
         raise ValueError(f"expected a size in {DCGAN_SIZES}, got {size!r}")
     stages = (size // 8).bit_length()
@@ -40,7 +42,8 @@ def _dcgan_widths(size: int, width: int) -> list[int]:
 def initialize_dcgan(module: nn.Module) -> None:
     """Initialise `module` and all within it as DCGAN does (Radford et al. 2016; the PyTorch example).
 
-    Convolution weights N(0, 0.02), batch norm weights N(1, 0.02), biases 0; the second number is the standard deviation.
+    Convolution weights are normal with mean 0, batch norm weights with mean 1, both with standard deviation 0.02;
+    biases are 0.
     """
     for layer in module.modules():
         if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
@@ -59,13 +62,18 @@ class DCGANGenerator(nn.Module):
     `size` is one of 16, 32, 64, 128; the maps have width * size / 8 channels at 4x4, half as many at each doubling.
     ValueError for another size or a wrong shape of z. Radford et al. 2016.
     """
+
     def __init__(self, size: int, channels: int = 3, latent_dim: int = 100, width: int = 64):
         super().__init__()
         self.latent_dim = latent_dim
         layers = []
         for c_in, c_out in pairwise([latent_dim, *_dcgan_widths(size, width)]):
             stride, padding = (2, 1) if layers else (1, 0)
-            layers += [nn.ConvTranspose2d(c_in, c_out, 4, stride, padding, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()]
+            layers += [
+                nn.ConvTranspose2d(c_in, c_out, 4, stride, padding, bias=False),
+                nn.BatchNorm2d(c_out),
+                nn.ReLU(),
+            ]
         self.net = nn.Sequential(*layers, nn.ConvTranspose2d(width, channels, 4, 2, 1, bias=False), nn.Tanh())
         initialize_dcgan(self)
 
@@ -80,6 +88,7 @@ class DCGANCritic(nn.Module):
     The mirror image of `DCGANGenerator` with LeakyReLU(0.2), without biases and without batch norm, as in the released
     WWGAN code. Hence f(c x) = c f(x) for c > 0. ValueError for an unsupported size or a wrong shape of x.
     """
+
     def __init__(self, size: int, channels: int = 3, width: int = 64):
         super().__init__()
         self.image_shape = (channels, size, size)
@@ -97,21 +106,25 @@ class DCGANCritic(nn.Module):
 # %% ../nbs/04_networks.ipynb #glorot
 RESNET_SIZE = 32
 
+
 def _glorot(layer: nn.Module, gain: float = 1.0) -> nn.Module:
-    "Uniform weights of variance 2 gain^2 / (fan in + fan out), biases 0."
+    """Uniform weights of variance 2 gain^2 / (fan in + fan out), biases 0."""
     xavier_uniform_(layer.weight, gain)
     zeros_(layer.bias)
     return layer
 
+
 def _conv3x3(c_in: int, c_out: int, gain: float = 2**0.5) -> nn.Module:
     return _glorot(nn.Conv2d(c_in, c_out, 3, padding=1), gain)
+
 
 def _conv1x1(c_in: int, c_out: int) -> nn.Module:
     return _glorot(nn.Conv2d(c_in, c_out, 1))
 
 # %% ../nbs/04_networks.ipynb #residual
 class _Residual(nn.Module):
-    "x -> branch(x) + shortcut(x)."
+    """x -> branch(x) + shortcut(x)."""
+
     def __init__(self, branch: nn.Module, shortcut: nn.Module):
         super().__init__()
         self.branch, self.shortcut = branch, shortcut
@@ -119,18 +132,29 @@ class _Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.branch(x) + self.shortcut(x)
 
+
 def _up_block(w: int) -> nn.Module:
     branch = nn.Sequential(
-        nn.BatchNorm2d(w), nn.ReLU(), nn.Upsample(scale_factor=2), _conv3x3(w, w), nn.BatchNorm2d(w), nn.ReLU(), _conv3x3(w, w))
+        nn.BatchNorm2d(w),
+        nn.ReLU(),
+        nn.Upsample(scale_factor=2),
+        _conv3x3(w, w),
+        nn.BatchNorm2d(w),
+        nn.ReLU(),
+        _conv3x3(w, w),
+    )
     return _Residual(branch, nn.Sequential(_conv1x1(w, w), nn.Upsample(scale_factor=2)))
+
 
 def _first_block(channels: int, w: int) -> nn.Module:
     branch = nn.Sequential(_conv3x3(channels, w), nn.ReLU(), _conv3x3(w, w), nn.AvgPool2d(2))
     return _Residual(branch, nn.Sequential(nn.AvgPool2d(2), _conv1x1(channels, w)))
 
+
 def _down_block(w: int) -> nn.Module:
     branch = nn.Sequential(nn.ReLU(), _conv3x3(w, w), nn.ReLU(), _conv3x3(w, w), nn.AvgPool2d(2))
     return _Residual(branch, nn.Sequential(nn.AvgPool2d(2), _conv1x1(w, w)))
+
 
 def _plain_block(w: int) -> nn.Module:
     return _Residual(nn.Sequential(nn.ReLU(), _conv3x3(w, w), nn.ReLU(), _conv3x3(w, w)), nn.Identity())
@@ -141,13 +165,21 @@ class ResNetGenerator(nn.Module):
 
     `width` channels in every map. ValueError for a wrong shape of z. Gulrajani et al. 2017, appendix F.
     """
+
     def __init__(self, channels: int = 3, latent_dim: int = 128, width: int = 128):
         super().__init__()
         self.latent_dim = latent_dim
         self.net = nn.Sequential(
-            _glorot(nn.Linear(latent_dim, 16 * width)), nn.Unflatten(1, (width, 4, 4)),
-            _up_block(width), _up_block(width), _up_block(width),
-            nn.BatchNorm2d(width), nn.ReLU(), _conv3x3(width, channels, gain=1.0), nn.Tanh())
+            _glorot(nn.Linear(latent_dim, 16 * width)),
+            nn.Unflatten(1, (width, 4, 4)),
+            _up_block(width),
+            _up_block(width),
+            _up_block(width),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            _conv3x3(width, channels, gain=1.0),
+            nn.Tanh(),
+        )
 
     def forward(self, z: Tensor) -> Tensor:
         _check_shape(z, self.latent_dim)
@@ -157,14 +189,23 @@ class ResNetGenerator(nn.Module):
 class ResNetCritic(nn.Module):
     """Images (B, channels, 32, 32) -> scores (B,), any real number.
 
-    `width` channels in every map, no normalisation. ValueError for a wrong shape of x. Gulrajani et al. 2017, appendix F.
+    `width` channels in every map, no normalisation. ValueError for a wrong shape of x.
+    Gulrajani et al. 2017, appendix F.
     """
+
     def __init__(self, channels: int = 3, width: int = 128):
         super().__init__()
         self.image_shape = (channels, RESNET_SIZE, RESNET_SIZE)
         self.net = nn.Sequential(
-            _first_block(channels, width), _down_block(width), _plain_block(width), _plain_block(width),
-            nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), _glorot(nn.Linear(width, 1)))
+            _first_block(channels, width),
+            _down_block(width),
+            _plain_block(width),
+            _plain_block(width),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            _glorot(nn.Linear(width, 1)),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         _check_shape(x, *self.image_shape)
@@ -173,19 +214,24 @@ class ResNetCritic(nn.Module):
 # %% ../nbs/04_networks.ipynb #architecture
 @dataclass(frozen=True)
 class Architecture:
-    "A family of networks: what it supports, its published settings, and how to build it."
-    sizes: tuple[int, ...]                                   # image sizes it can be built for, pixels
-    width: int                                               # published width, channels
-    latent_dim: int                                          # published latent dimension
-    generator: Callable[[int, int, int, int], nn.Module]     # (size, channels, latent_dim, width)
-    critic: Callable[[int, int, int], nn.Module]             # (size, channels, width)
+    """A family of networks: what it supports, its published settings, and how to build it."""
 
-ARCHITECTURES = {
+    sizes: tuple[int, ...]  # image sizes it can be built for, pixels
+    width: int  # published width, channels
+    latent_dim: int  # published latent dimension
+    generator: Callable[[int, int, int, int], nn.Module]  # (size, channels, latent_dim, width)
+    critic: Callable[[int, int, int], nn.Module]  # (size, channels, width)
+
+
+ARCHITECTURES: dict[str, Architecture] = {
     "dcgan": Architecture(DCGAN_SIZES, width=64, latent_dim=100, generator=DCGANGenerator, critic=DCGANCritic),
     "resnet": Architecture(
-        (RESNET_SIZE,), width=128, latent_dim=128,
+        (RESNET_SIZE,),
+        width=128,
+        latent_dim=128,
         generator=lambda size, channels, latent_dim, width: ResNetGenerator(channels, latent_dim, width),
-        critic=lambda size, channels, width: ResNetCritic(channels, width)),
+        critic=lambda size, channels, width: ResNetCritic(channels, width),
+    ),
 }
 
 # %% ../nbs/04_networks.ipynb #make_networks

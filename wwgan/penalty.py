@@ -6,7 +6,7 @@
 __all__ = ['pixel_graph', 'GROUND_METRICS', 'POINTS', 'GroundMetric', 'Euclidean', 'intensity', 'Wasserstein', 'Sobolev',
            'critic_gradient', 'safe_sqrt', 'Penalty', 'penalty_points', 'gradient_penalty']
 
-# %% ../nbs/02_penalty.ipynb #from-collections-abc-import-callable
+# %% ../nbs/02_penalty.ipynb #imports
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,8 +29,10 @@ class GroundMetric(Protocol):
 
 def _check_gradient(g: Tensor, x: Tensor) -> None:
     if g.dim() != 4 or g.shape != x.shape:
-        raise ValueError("critic gradient g and images x must both have shape (B, C, H, W), "
-                         f"got {tuple(g.shape)} and {tuple(x.shape)}")
+        raise ValueError(
+            "critic gradient g and images x must both have shape (B, C, H, W), "
+            f"got {tuple(g.shape)} and {tuple(x.shape)}"
+        )
 
 
 def _sum_of_squares(g: Tensor) -> Tensor:
@@ -42,7 +44,7 @@ def _check_non_negative(**values: float) -> None:
         if not (isfinite(value) and value >= 0):
             raise ValueError(f"{name} must be finite and not negative, got {value}")
 
-# %% ../nbs/02_penalty.ipynb #euclidean-2
+# %% ../nbs/02_penalty.ipynb #euclidean
 @dataclass(frozen=True)
 class Euclidean:
     """Euclidean distance between images: the squared norm is the sum of squares over channels and pixels.
@@ -76,7 +78,7 @@ class Wasserstein:
     """Wasserstein-2 distance between images as mass on the pixel graph; channels are separate copies of the graph.
 
     neighborhood, radius: of the pixel graph; radius 0 has no edges.
-    edge_weight: weight of every edge. l2: factor of the sum of squares. mass: factor of the squared sum of each channel.
+    edge_weight: weight of every edge. l2: factor of the sum of squares. mass: of the squared sum of each channel.
     degree_normalized: divide intensities by degrees. unit_mass: scale each channel of an image to mass one first.
     Raises ValueError for factors that are negative or not finite. Source: Dukler et al. 2019, section 4, and the
     released code (github.com/dukleryoni/WWGAN, wwgan_utils.py, calc_wgp); the defaults are the released ones.
@@ -101,7 +103,7 @@ class Wasserstein:
 
     @classmethod
     def paper(cls, **changes) -> "Wasserstein":
-        """The form of the paper: unit mass, degree-normalised edge mean, mass term; any field can be changed by keyword."""
+        """The form of the paper: unit mass, edge mean with degrees, mass term; any field can be changed by keyword."""
         form = dict(edge_weight=1.0, l2=0.0, mass=1.0, degree_normalized=True, unit_mass=True)
         return cls(**form | changes)
 
@@ -168,11 +170,14 @@ def critic_gradient(critic: Callable[[Tensor], Tensor], x: Tensor, create_graph:
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         score = critic(x)
+        total = score.sum()
     if score.shape[:1] != x.shape[:1] or score.numel() != len(x):
-        raise ValueError(f"the critic must give one score for each of the {len(x)} images, got shape {tuple(score.shape)}")
+        raise ValueError(
+            f"the critic must give one score for each of the {len(x)} images, got shape {tuple(score.shape)}"
+        )
     if not score.requires_grad:
         raise ValueError("the critic's score cannot be differentiated: it is detached or depends on nothing")
-    gradient, = torch.autograd.grad(score.sum(), x, create_graph=create_graph, materialize_grads=True)
+    (gradient,) = torch.autograd.grad(total, x, create_graph=create_graph, materialize_grads=True)
     return gradient
 
 # %% ../nbs/02_penalty.ipynb #safe_sqrt
@@ -192,7 +197,9 @@ class Penalty(NamedTuple):
 POINTS = ("interpolated", "real", "fake")
 
 
-def penalty_points(real: Tensor, fake: Tensor, points: str = "interpolated", generator: torch.Generator | None = None) -> Tensor:
+def penalty_points(
+    real: Tensor, fake: Tensor, points: str = "interpolated", generator: torch.Generator | None = None
+) -> Tensor:
     """Where the penalty is evaluated: real and fake images (B, C, H, W) -> (B, C, H, W), detached.
 
     points: "interpolated" (uniformly between the two images of each pair), "real" or "fake".
@@ -200,8 +207,10 @@ def penalty_points(real: Tensor, fake: Tensor, points: str = "interpolated", gen
     if points not in POINTS:
         raise ValueError(f"points must be one of {', '.join(map(repr, POINTS))}, got {points!r}")
     if real.dim() != 4 or real.shape != fake.shape or not len(real):
-        raise ValueError("real and fake must have the same shape (B, C, H, W) with B >= 1, "
-                         f"got {tuple(real.shape)} and {tuple(fake.shape)}")
+        raise ValueError(
+            "real and fake must have the same shape (B, C, H, W) with B >= 1, "
+            f"got {tuple(real.shape)} and {tuple(fake.shape)}"
+        )
     real, fake = real.detach(), fake.detach()
     if points != "interpolated":
         return real if points == "real" else fake
@@ -209,14 +218,22 @@ def penalty_points(real: Tensor, fake: Tensor, points: str = "interpolated", gen
     return epsilon * real + (1 - epsilon) * fake
 
 
-def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, ground: GroundMetric,
-                     weight: float = 10.0, one_sided: bool = False, generator: torch.Generator | None = None,
-                     points: str = "interpolated") -> Penalty:
+def gradient_penalty(
+    critic: Callable[[Tensor], Tensor],
+    real: Tensor,
+    fake: Tensor,
+    ground: GroundMetric,
+    weight: float = 10.0,
+    one_sided: bool = False,
+    generator: torch.Generator | None = None,
+    points: str = "interpolated",
+) -> Penalty:
     """Penalty that holds the critic 1-Lipschitz with respect to a ground metric; add its loss to the critic's.
 
-    critic: images -> one score for each. real, fake: (B, C, H, W) in [-1, 1], same shape and device. ground: the metric.
-    weight: lambda. one_sided: charge only norms above 1. generator: random state on the images' device.
-    points: see `penalty_points`. Returns the loss (scalar) and the norms (B,). Raises ValueError for wrong shapes or ranges.
+    critic: images -> one score for each. real, fake: (B, C, H, W) in [-1, 1], same shape and device.
+    ground: the metric. weight: lambda. one_sided: charge only norms above 1.
+    generator: random state on the images' device. points: see `penalty_points`.
+    Returns the loss (scalar) and the norms (B,). Raises ValueError for wrong shapes or ranges.
     Source: Gulrajani et al. 2017 for the penalty; Dukler et al. 2019, section 4, for the norm.
     """
     _check_non_negative(weight=weight)

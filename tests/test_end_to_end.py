@@ -1,0 +1,109 @@
+"""Papermill runs of the training notebook, as a user starts them: from another folder, with the package installed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+CIFAR10 = ROOT / "data" / "cifar10" / "train"
+
+
+def papermill(folder: Path, **parameters) -> subprocess.CompletedProcess:
+    """`papermill nbs/train.ipynb out.ipynb -p name value ...`, started in `folder`."""
+    command = [
+        Path(sys.executable).parent / "papermill",
+        ROOT / "nbs" / "train.ipynb",
+        folder / "out.ipynb",
+        "--no-progress-bar",
+    ]
+    for name, value in parameters.items():
+        command += ["-p", name, str(value)]
+    environment = {name: value for name, value in os.environ.items() if name != "IN_TEST"}
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+
+
+def pictures_in(notebook: Path) -> int:
+    cells = json.loads(notebook.read_text())["cells"]
+    return sum("image/png" in output.get("data", {}) for cell in cells for output in cell.get("outputs", []))
+
+
+def write_images(folder: Path, size: tuple[int, int], n: int) -> None:
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for k in range(n):
+        Image.fromarray(random.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(folder / f"{k:06d}.jpg")
+
+
+def make_digits(folder: Path) -> dict:
+    return dict(data_dir=folder / "data")
+
+
+def make_cifar10_folder(folder: Path) -> dict:
+    for name in ("cat", "ship"):
+        write_images(folder / "data" / "cifar10" / "train" / name, (32, 32), 20)
+    return dict(dataset="cifar10", data_dir=folder / "data", size=32)
+
+
+def make_celeba_folder(folder: Path) -> dict:
+    write_images(folder / "data" / "celeba", (178, 218), 20)
+    return dict(dataset="celeba", data_dir=folder / "data", size=64)
+
+
+@pytest.mark.parametrize(
+    "make_data, shape",
+    [(make_digits, (1, 16, 16)), (make_cifar10_folder, (3, 32, 32)), (make_celeba_folder, (3, 64, 64))],
+)
+def test_training_notebook_runs(tmp_path, make_data, shape):
+    parameters = make_data(tmp_path)
+    result = papermill(tmp_path, preset="smoke", run_dir=tmp_path / "run", **parameters)
+    assert result.returncode == 0, result.stderr[-3000:]
+    run = tmp_path / "run"
+    assert {path.name for path in run.iterdir() if not path.name.startswith("events")} == {
+        "config.json",
+        "provenance.json",
+        "metrics.jsonl",
+        "samples",
+        "checkpoints",
+    }
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 4
+    assert tuple(json.loads((run / "provenance.json").read_text())["dataset_shape"][1:]) == shape
+    assert pictures_in(tmp_path / "out.ipynb") == 5  # real images, samples over time, last samples, curves, histograms
+    grid = np.asarray(Image.open(run / "samples" / "step_0000004.png"))
+    assert grid.shape == (8 * (shape[1] + 1) + 1, 8 * (shape[2] + 1) + 1, 3) and grid.std() > 0
+    assert str(run) in (tmp_path / "out.ipynb").read_text()
+
+
+def test_training_notebook_resumes(tmp_path):
+    parameters = dict(run_dir=tmp_path / "run")
+    assert papermill(tmp_path, preset="smoke", steps=2, data_dir=tmp_path / "data", **parameters).returncode == 0
+    result = papermill(tmp_path, resume="true", steps=4, **parameters)
+    assert result.returncode == 0, result.stderr[-3000:]
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "parameters, words",
+    [
+        (dict(datset="cifar10"), "did you mean 'dataset'"),
+        (dict(penalty="wassertein"), "did you mean 'wasserstein'"),
+        (dict(steps="soon"), "steps must be an integer, got 'soon'"),
+    ],
+)
+def test_bad_parameters_stop_papermill(tmp_path, parameters, words):
+    result = papermill(tmp_path, **parameters)
+    assert result.returncode != 0 and words in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["out.ipynb"]  # nothing else is written
+
+
+@pytest.mark.skipif(not CIFAR10.is_dir(), reason="no real CIFAR-10 in data/cifar10/train/<class>/*")
+def test_training_notebook_on_real_cifar10(tmp_path):
+    result = papermill(tmp_path, preset="smoke", dataset="cifar10", size=32, run_dir=tmp_path / "run")
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert json.loads((tmp_path / "run" / "provenance.json").read_text())["dataset_shape"] == [50_000, 3, 32, 32]

@@ -1,0 +1,253 @@
+"""Ground metrics against the equations written out, and the gradient penalty against WGAN-GP and finite differences."""
+
+import plain
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.testing import assert_close
+
+from wwgan.penalty import (
+    GROUND_METRICS,
+    Euclidean,
+    Sobolev,
+    Wasserstein,
+    critic_gradient,
+    gradient_penalty,
+    penalty_points,
+    safe_sqrt,
+)
+
+
+def images(*shape, seed=0, dtype=torch.float32):
+    return 2 * torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype) - 1
+
+
+def critic(channels=3, height=8, width=8):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(channels, 8, 3, padding=1), nn.SiLU(), nn.Flatten(), nn.Linear(8 * height * width, 1)
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 6), st.integers(1, 6), st.integers(0, 10**6))
+def test_both_published_forms_equal_the_plain_loop(channels, height, width, seed):
+    g, x = images(2, 2, channels, height, width, seed=seed, dtype=torch.float64)
+    for ground, expected in (
+        (Wasserstein.released(), plain.released_squared_norm),
+        (Wasserstein.paper(), plain.paper_squared_norm),
+    ):
+        if height * width == 1 and expected is plain.paper_squared_norm:
+            continue  # one pixel has no degree
+        expected = torch.stack([expected(g[b], x[b]) for b in range(2)])
+        assert_close(ground.squared_norm(g, x), expected, rtol=1e-12, atol=1e-12)
+        assert_close(ground.squared_norm(g.float(), x.float()).double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_released_code_leaves_out_the_last_nearest_neighbour_edges():
+    g, x = images(2, 2, 3, 5, 7, dtype=torch.float64)
+    X = (x + 1) / 2
+    horizontal = (X[..., -1] + X[..., -2]) * (g[..., -1] - g[..., -2]) ** 2
+    vertical = (X[..., -1, :] + X[..., -2, :]) * (g[..., -1, :] - g[..., -2, :]) ** 2
+    left_out = horizontal.sum((1, 2)) + vertical.sum((1, 2))
+
+    def difference_over(pairs):
+        return sum(
+            ((X[..., p[0], p[1]] + X[..., q[0], q[1]]) * (g[..., p[0], p[1]] - g[..., q[0], q[1]]) ** 2).sum(1)
+            for p, q in pairs
+        )
+
+    def in_released_code(p, q):
+        (dy, dx) = abs(p[0] - q[0]), abs(p[1] - q[1])
+        return not ((dy, dx) == (0, 1) and max(p[1], q[1]) == 6 or (dy, dx) == (1, 0) and max(p[0], q[0]) == 4)
+
+    theirs = difference_over([e for e in plain.edges(5, 7) if in_released_code(*e)]) + g.square().sum((1, 2, 3))
+    assert_close(Wasserstein.released().squared_norm(g, x) - theirs, left_out, rtol=1e-12, atol=1e-12)
+
+
+def test_norms_are_homogeneous_and_only_the_mass_terms_see_constants():
+    x = images(2, 3, 8, 8)
+    constant = torch.full_like(x, 0.5)
+    assert Wasserstein(l2=0, mass=0).squared_norm(constant, x).abs().max() == 0
+    assert_close(Wasserstein.released().squared_norm(constant, x), Euclidean().squared_norm(constant, x))
+    assert_close(Wasserstein.paper(mass=2.0).squared_norm(constant, x), torch.full((2,), 3 * 2.0 * (0.5 * 64) ** 2))
+    for make in GROUND_METRICS.values():
+        assert_close(make().squared_norm(3 * x, x), 9 * make().squared_norm(x, x))
+
+
+def test_paper_form_does_not_depend_on_brightness_and_released_does():
+    g, x = images(2, 2, 3, 8, 8)
+    darker = (x + 1) / 2 - 1  # half the intensity
+    assert_close(Wasserstein.paper().squared_norm(g, darker), Wasserstein.paper().squared_norm(g, x))
+    assert (Wasserstein.released().squared_norm(g, darker) < Wasserstein.released().squared_norm(g, x)).all()
+
+
+@pytest.mark.parametrize("make", GROUND_METRICS.values(), ids=GROUND_METRICS)
+def test_black_images_and_single_pixels_have_finite_norms(make):
+    for x in (-torch.ones(2, 1, 8, 8), torch.ones(1, 3, 1, 1), -torch.ones(1, 4, 1, 7)):
+        squared = make().squared_norm(torch.ones_like(x), x)
+        assert squared.shape == (len(x),) and squared.isfinite().all() and (squared >= 0).all()
+
+
+def test_the_image_factor_is_detached():
+    g, x = images(2, 2, 3, 8, 8)
+    x.requires_grad_()
+    for make in (Wasserstein.released, Wasserstein.paper):
+        assert not make().squared_norm(g, x).requires_grad
+
+
+def test_sobolev_of_order_zero_is_euclidean_and_negative_orders_charge_detail():
+    g = images(2, 3, 9, 8)
+    assert_close(Sobolev(0).squared_norm(g, g), Euclidean().squared_norm(g, g))
+    detail = torch.tensor([1.0, -1.0]).repeat(8, 4).expand(1, 1, 8, 8)
+    assert Sobolev(-1.5).squared_norm(detail, detail) > 10 * Euclidean().squared_norm(detail, detail)
+
+
+def wgan_gp(f, real, fake, weight, random):
+    """Gulrajani et al. 2017, written by hand."""
+    epsilon = torch.rand(len(real), 1, 1, 1, generator=random)
+    x = (epsilon * real + (1 - epsilon) * fake).requires_grad_()
+    (gradient,) = torch.autograd.grad(f(x).sum(), x, create_graph=True)
+    return weight * ((gradient.flatten(1).square().sum(1).sqrt() - 1) ** 2).mean()
+
+
+@pytest.mark.parametrize("ground", [Euclidean(), Wasserstein(radius=0, l2=1.0)], ids=["euclidean", "no edges"])
+def test_no_edges_is_wgan_gp_to_the_last_digit(ground):
+    f, real, fake = critic(), images(4, 3, 8, 8), images(4, 3, 8, 8, seed=1)
+    ours = gradient_penalty(f, real, fake, ground, 10.0, generator=torch.Generator().manual_seed(3)).loss
+    theirs = wgan_gp(f, real, fake, 10.0, torch.Generator().manual_seed(3))
+    assert torch.equal(ours, theirs)
+    parameters = [
+        p for name, p in f.named_parameters() if name != "3.bias"
+    ]  # the last bias has no influence on the slope
+    for a, b in zip(torch.autograd.grad(ours, parameters), torch.autograd.grad(theirs, parameters), strict=True):
+        assert_close(a, b, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("make", GROUND_METRICS.values(), ids=GROUND_METRICS)
+@pytest.mark.parametrize("one_sided", [False, True])
+def test_parameter_gradient_of_the_penalty_against_finite_differences(make, one_sided):
+    real, fake = images(2, 3, 2, 3, 4, dtype=torch.float64)
+    weights = torch.randn(24, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+
+    def loss(w):
+        return gradient_penalty(
+            lambda x: torch.tanh(x.flatten(1) @ w).sum(1),
+            real[:, :2],
+            fake[:, :2],
+            make(),
+            2.0,
+            one_sided,
+            torch.Generator().manual_seed(1),
+        ).loss
+
+    assert torch.autograd.gradcheck(loss, weights)
+
+
+@pytest.mark.parametrize("make", GROUND_METRICS.values(), ids=GROUND_METRICS)
+@pytest.mark.parametrize("one_sided, expected", [(False, 10.0), (True, 0.0)])
+def test_zero_gradient_is_safe(make, one_sided, expected):
+    scale = torch.zeros(1, requires_grad=True)
+    penalty = gradient_penalty(
+        lambda x: scale * x.sum((1, 2, 3)),
+        images(4, 1, 8, 8),
+        images(4, 1, 8, 8, seed=1),
+        make(),
+        weight=10.0,
+        one_sided=one_sided,
+    )
+    penalty.loss.backward()
+    assert penalty.loss.item() == expected and scale.grad.isfinite().all()
+    assert penalty.norm.tolist() == [0.0] * 4 and not penalty.norm.requires_grad
+
+
+def test_one_sided_charges_only_norms_above_one():
+    real, fake = images(4, 1, 8, 8), images(4, 1, 8, 8, seed=1)
+    for slope, charged in ((0.5, 0.0), (2.0, 10.0)):
+        direction = torch.zeros(1, 1, 8, 8)
+        direction[..., 0, 0] = slope
+        f = nn.Sequential(nn.Flatten(), nn.Linear(64, 1, bias=False))
+        f[1].weight.data = direction.flatten()[None]
+        loss = gradient_penalty(f, real, fake, Euclidean(), 10.0, one_sided=True).loss
+        assert_close(loss.item(), charged)
+
+
+def test_points_lie_between_the_two_images_and_follow_the_generator():
+    real, fake = images(64, 1, 4, 4), images(64, 1, 4, 4, seed=1)
+    x = penalty_points(real, fake, generator=torch.Generator().manual_seed(0))
+    share = ((x - fake) / (real - fake)).flatten(1)
+    assert_close(share, share[:, :1].expand_as(share), rtol=1e-3, atol=1e-3)  # one share for each image
+    assert share.min() > -1e-3 and share.max() < 1.001 and share[:, 0].std() > 0.2
+    assert torch.equal(x, penalty_points(real, fake, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(penalty_points(real, fake, "real"), real) and torch.equal(
+        penalty_points(real, fake, "fake"), fake
+    )
+
+
+@pytest.mark.parametrize("channels, height, width", [(1, 7, 7), (2, 5, 9), (3, 32, 32), (4, 1, 6)])
+def test_any_channels_sizes_and_a_batch_of_one(channels, height, width):
+    f = critic(channels, height, width)
+    for make in GROUND_METRICS.values():
+        loss = gradient_penalty(
+            f, images(1, channels, height, width), images(1, channels, height, width, seed=1), make()
+        ).loss
+        loss.backward()
+        assert loss.isfinite() and all(p.grad.isfinite().all() for p in f.parameters() if p.grad is not None)
+
+
+def test_channels_last_and_no_grad_contexts_change_nothing():
+    f, real, fake = critic(), images(2, 3, 8, 8), images(2, 3, 8, 8, seed=1)
+    norms = [
+        gradient_penalty(f, r, s, Wasserstein.released(), generator=torch.Generator().manual_seed(0)).norm
+        for r, s in ((real, fake), (real.contiguous(memory_format=torch.channels_last), fake))
+    ]
+    assert_close(*norms)
+    with torch.no_grad():
+        assert_close(critic_gradient(f, real), critic_gradient(f, real.clone()))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+@pytest.mark.parametrize("make", GROUND_METRICS.values(), ids=GROUND_METRICS)
+def test_gpu_agrees_with_cpu(make):
+    f, real, fake = critic(), images(4, 3, 8, 8), images(4, 3, 8, 8, seed=1)
+    on_cpu = gradient_penalty(f, real, fake, make(), points="real")
+    on_gpu = gradient_penalty(f.cuda(), real.cuda(), fake.cuda(), make(), points="real")
+    assert_close(on_gpu.norm.cpu(), on_cpu.norm, rtol=1e-4, atol=1e-5)
+
+
+def test_safe_sqrt_has_slope_zero_at_zero_and_keeps_nan():
+    v = torch.tensor([0.0, 9.0], requires_grad=True)
+    safe_sqrt(v).sum().backward()
+    assert_close(v.grad, torch.tensor([0.0, 1 / 6]))
+    assert safe_sqrt(torch.tensor([-1.0, float("nan")])).isnan().all()
+
+
+F, REAL, FAKE, W = critic(), images(4, 3, 8, 8), images(4, 3, 8, 8, seed=1), Wasserstein.released()
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: gradient_penalty(F, REAL, FAKE[:2], W), ("(4, 3, 8, 8)", "(2, 3, 8, 8)")),
+        (lambda: gradient_penalty(F, REAL[0], FAKE[0], W), ("(B, C, H, W)", "(3, 8, 8)")),
+        (lambda: gradient_penalty(F, REAL[:0], FAKE[:0], W), ("B >= 1",)),
+        (lambda: gradient_penalty(F, 127 * REAL + 127, 127 * FAKE + 127, W), ("[-1, 1]",)),
+        (lambda: gradient_penalty(F, REAL, FAKE, W, weight=-1), ("weight", "-1")),
+        (lambda: gradient_penalty(F, REAL, FAKE, W, weight=float("nan")), ("weight", "nan")),
+        (lambda: gradient_penalty(F, REAL, FAKE, W, points="centre"), ("interpolated", "centre")),
+        (lambda: gradient_penalty(lambda x: x, REAL, FAKE, W), ("one score", "(4, 3, 8, 8)")),
+        (lambda: gradient_penalty(lambda x: F(x).mean(), REAL, FAKE, W), ("one score", "()")),
+        (lambda: gradient_penalty(lambda x: torch.zeros(len(x)), REAL, FAKE, W), ("differentiated",)),
+        (lambda: Wasserstein(radius=-1), ("radius", "-1")),
+        (lambda: Wasserstein(neighborhood="hex"), ("neighborhood", "hex")),
+        (lambda: Wasserstein(mass=float("inf")), ("mass", "inf")),
+        (lambda: Sobolev(float("nan")), ("order", "nan")),
+        (lambda: W.squared_norm(REAL, REAL[:2]), ("(4, 3, 8, 8)", "(2, 3, 8, 8)")),
+    ],
+)
+def test_bad_input_is_refused_by_name(call, words):
+    with pytest.raises(ValueError) as error:
+        call()
+    assert all(word in str(error.value) for word in words)
