@@ -1,0 +1,197 @@
+"""The metric tensor, geodesics and exact transport against definitions and closed forms."""
+
+from itertools import permutations
+from math import sqrt
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.linalg import expm
+from torch.testing import assert_close
+
+from wwgan.graph import PixelGraph
+from wwgan.metric import (
+    WassersteinMetric,
+    pairwise_wasserstein2,
+    solve_laplacian,
+    wasserstein2,
+    wasserstein_of_wasserstein,
+)
+
+
+def rand(*shape, seed=0):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def blob(height, width, y, x, radius):
+    rows, columns = torch.meshgrid(torch.arange(height).double(), torch.arange(width).double(), indexing="ij")
+    image = torch.exp(-((rows - y) ** 2 + (columns - x) ** 2) / (2 * radius**2))
+    return image / image.sum()
+
+
+def tangent(*shape, seed):
+    s = rand(*shape, seed=seed)
+    return s - s.mean()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 6), st.integers(2, 6), st.integers(1, 3), st.booleans(), st.integers(0, 10**6))
+def test_inner_product_is_the_pseudo_inverse_and_gradient_its_gradient(height, width, radius, normalized, seed):
+    graph = PixelGraph(height, width, "moore", radius)
+    metric = WassersteinMetric(graph, degree_normalized=normalized)
+    X, df = rand(height, width, seed=seed) + 0.05, rand(height, width, seed=seed + 1)
+    s, t = tangent(height, width, seed=seed + 2), tangent(height, width, seed=seed + 3)
+    pinv = torch.linalg.pinv(graph.laplacian(X, degree_normalized=normalized), hermitian=True)
+    close = dict(rtol=1e-9, atol=1e-10)
+    assert_close(metric.inner(X, s, t), s.flatten() @ pinv @ t.flatten(), **close)
+    assert_close(metric.norm(X, s) ** 2, metric.inner(X, s, s), **close)
+    gradient = metric.gradient(X, df)
+    assert_close(metric.inner(X, gradient, s), (df * s).sum(), **close)
+    assert_close(metric.norm(X, gradient) ** 2, graph.energy(X, df, normalized), **close)
+
+
+@pytest.mark.parametrize("neighborhood, radius, scale", [("von_neumann", 1, 1), ("moore", 1, 3), ("von_neumann", 2, 7)])
+def test_speed_law(neighborhood, radius, scale):
+    """A blob that moves one pixel per unit time has speed 1 within 1%, sideways and downwards."""
+    metric = WassersteinMetric(PixelGraph(20, 20, neighborhood, radius))
+    image = blob(20, 20, 9.5, 9.5, 2.5)
+    along_x = image * (torch.arange(20.0).double() - 9.5) / 2.5**2
+    assert metric.pixel_scale == scale
+    for motion in (along_x, along_x.T):
+        assert abs(sqrt(scale) * metric.norm(image, motion).item() - 1) < 0.01
+
+
+def test_path_length_is_distance_moved_and_adds_up():
+    metric = WassersteinMetric(PixelGraph(16, 20, radius=1))
+    path = torch.stack([blob(16, 20, 7.5, 6 + 0.5 * k, 2.0) for k in range(13)])
+    assert abs(metric.path_length(path).item() / 6 - 1) < 0.02
+    assert_close(metric.path_length(path), metric.path_length(path[:5]) + metric.path_length(path[4:]))
+
+
+def test_entropy_flow_is_heat_flow_to_second_order_in_the_contrast():
+    graph = PixelGraph(6, 7, radius=1)
+    metric = WassersteinMetric(graph)
+    L = graph.laplacian(torch.ones(6, 7, dtype=torch.float64), degree_normalized=False)
+    errors = []
+    for contrast in (0.4, 0.2):
+        X = torch.exp(contrast * rand(6, 7))
+        heat = -(L @ X.flatten()).view(6, 7)
+        errors.append(((-metric.gradient(X, X.log()) - heat).norm() / heat.norm()).item())
+    assert errors[0] < 0.02 and 3.5 < errors[0] / errors[1] < 4.5
+    X, after = torch.exp(0.2 * rand(6, 7)), torch.exp(0.2 * rand(6, 7))
+    for _ in range(2000):  # Euler steps up to time 1
+        after = after - metric.gradient(after, after.log()) / 2000
+    exact = torch.from_numpy(expm(-L.numpy()) @ X.flatten().numpy()).view(6, 7)
+    assert (after - exact).norm() < 0.01 * (X - exact).norm()
+
+
+def test_geodesic_has_constant_speed_and_beats_the_straight_line():
+    metric = WassersteinMetric(PixelGraph(10, 11, radius=1))
+    a, b = blob(10, 11, 3, 3, 1.2), blob(10, 11, 6, 7, 1.2)
+    path, distance = metric.geodesic(a, b, steps=6), metric.distance(a, b, steps=6)
+    assert path.shape == (7, 10, 11) and torch.equal(path[0], a) and torch.equal(path[-1], b)
+    assert path.min() >= 0
+    assert_close(path.sum((1, 2)), torch.ones(7, dtype=torch.float64))
+    speeds = torch.stack([6 * metric.path_length(path[k : k + 2]) for k in range(6)])
+    assert_close(speeds, torch.full_like(speeds, distance), rtol=2e-3, atol=0)
+    straight = torch.stack([(1 - u) * a + u * b for u in torch.linspace(0, 1, 7, dtype=torch.float64)])
+    assert distance < 0.9 * metric.path_length(straight)
+    assert abs(metric.distance(b, a, steps=6) - distance) < 1e-4 * distance  # symmetric
+    assert abs(metric.distance(4 * a, 4 * b, steps=6) - 2 * distance) < 1e-4 * distance  # root of the mass
+
+
+@pytest.mark.parametrize("neighborhood, radius, tolerance", [("von_neumann", 1, 0.02), ("moore", 1, 0.04)])
+def test_geodesic_distance_agrees_with_exact_transport(neighborhood, radius, tolerance):
+    metric = WassersteinMetric(PixelGraph(14, 14, neighborhood, radius))
+    a, b = blob(14, 14, 4, 5, 1.5), blob(14, 14, 9, 8, 1.5)
+    ratio = sqrt(metric.pixel_scale) * metric.distance(a, b) / wasserstein2(a, b)
+    assert abs(ratio - 1) < tolerance
+
+
+def test_two_pixels_are_root_two_apart():
+    metric = WassersteinMetric(PixelGraph(1, 2, radius=1))
+    a, b = torch.eye(2, dtype=torch.float64)[:, None]
+    assert abs(metric.distance(a, b) - sqrt(2)) < 1e-4
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(-2, 2), st.integers(-2, 2), st.integers(0, 10**6))
+def test_exact_transport_of_a_translation_is_its_length(dy, dx, seed):
+    a = torch.zeros(8, 8, dtype=torch.float64)
+    a[2:6, 2:6] = rand(4, 4, seed=seed)
+    b = a.roll((dy, dx), (0, 1))
+    assert abs(wasserstein2(a, b) - sqrt((dy**2 + dx**2) * a.sum())) < 1e-7
+
+
+def test_exact_transport_in_one_dimension_is_the_quantile_formula():
+    points_a, points_b = torch.tensor([0, 2, 5, 5, 9]), torch.tensor([1, 1, 4, 8, 9])  # five units of mass each
+    a, b = torch.zeros(2, 1, 10, dtype=torch.float64)
+    a[0].index_add_(0, points_a, torch.ones(5, dtype=torch.float64))
+    b[0].index_add_(0, points_b, torch.ones(5, dtype=torch.float64))
+    assert abs(wasserstein2(a, b) - (points_a - points_b).double().norm().item()) < 1e-9
+
+
+def test_channels_add_in_squares_and_entropy_makes_it_dearer():
+    a, b = rand(2, 3, 5, 5)
+    a, b = (image / image.sum((1, 2), keepdim=True) for image in (a, b))
+    by_channel = [wasserstein2(a[c], b[c]) for c in range(3)]
+    assert abs(wasserstein2(a, b) - sqrt(sum(d**2 for d in by_channel))) < 1e-9
+    assert wasserstein2(a, b) < wasserstein2(a, b, epsilon=0.5) < wasserstein2(a, b, epsilon=2.0)
+
+
+def test_wasserstein_of_wasserstein_is_the_best_assignment():
+    images_a, images_b = rand(4, 5, 5), rand(4, 5, 5, seed=1)
+    images_a, images_b = (images / images.sum((1, 2), keepdim=True) for images in (images_a, images_b))
+    distances = pairwise_wasserstein2(images_a, images_b)
+    assert abs(distances[1, 2].item() - wasserstein2(images_a[1], images_b[2])) < 1e-12
+    best = min(sum(distances[k, p[k]].item() for k in range(4)) for p in permutations(range(4))) / 4
+    assert abs(wasserstein_of_wasserstein(images_a, images_b) - best) < 1e-9
+    assert wasserstein_of_wasserstein(images_a, images_a.flip(0)) < 1e-9
+
+
+def test_disconnected_support_is_solved_where_it_can_be_and_refused_where_not():
+    X = torch.tensor([[1.0, 1, 0, 0, 0, 1, 1]], dtype=torch.float64)
+    metric = WassersteinMetric(PixelGraph(1, 7, radius=1))
+    within = torch.tensor([[1.0, -1, 0, 0, 0, 2, -2]], dtype=torch.float64)
+    pinv = torch.linalg.pinv(metric.graph.laplacian(X, degree_normalized=False), hermitian=True)
+    assert_close(metric.potential(X, within).flatten(), pinv @ within.flatten(), rtol=1e-9, atol=1e-9)
+    with pytest.raises(ValueError, match="connected parts"):
+        metric.norm(X, torch.tensor([[1.0, 0, 0, 0, 0, 0, -1]], dtype=torch.float64))
+
+
+ONE, METRIC = torch.full((3, 4), 1 / 12, dtype=torch.float64), WassersteinMetric(PixelGraph(3, 4))
+ZERO = torch.zeros_like(ONE)
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: WassersteinMetric("graph"), ("PixelGraph", "str")),
+        (lambda: METRIC.norm(-ONE, ZERO), ("negative",)),
+        (lambda: METRIC.norm(ONE, ZERO[:2]), ("(3, 4)", "(2, 4)")),
+        (lambda: METRIC.norm(ONE * torch.nan, ZERO), ("finite",)),
+        (lambda: METRIC.norm(ONE, ZERO + 1), ("sum to zero",)),
+        (lambda: METRIC.gradient(-ONE, ZERO), ("negative",)),
+        (lambda: METRIC.path_length(ONE), ("(T, H, W)", "(3, 4)")),
+        (lambda: METRIC.path_length(torch.stack([ONE, 2 * ONE])), ("sum to zero",)),
+        (lambda: METRIC.geodesic(ONE, 2 * ONE), ("equal, positive mass", "1.0", "2.0")),
+        (lambda: METRIC.distance(ONE, ONE, steps=1), ("steps", "1")),
+        (lambda: METRIC.distance(ZERO, ZERO), ("positive mass",)),
+        (lambda: wasserstein2(ONE, 2 * ONE), ("equal, positive mass",)),
+        (lambda: wasserstein2(ONE, ONE.T), ("same shape", "(3, 4)", "(4, 3)")),
+        (lambda: wasserstein2(-ONE, -ONE), ("not negative",)),
+        (lambda: wasserstein2(ONE, ONE, epsilon=-1), ("epsilon", "-1")),
+        (lambda: wasserstein2(blob(8, 8, 2, 2, 1), blob(8, 8, 5, 5, 1), epsilon=1e-4), ("converge", "larger epsilon")),
+        (lambda: wasserstein2(ONE[None, None], ONE[None, None]), ("(C, H, W)", "(1, 1, 3, 4)")),
+        (lambda: wasserstein_of_wasserstein(ONE[None][:0], ONE[None]), ("at least one image",)),
+        (
+            lambda: solve_laplacian(PixelGraph(2, 2).laplacian(torch.ones(2, 2), "sparse"), torch.ones(4)),
+            ("sum to zero",),
+        ),
+    ],
+)
+def test_bad_input_is_refused_by_name(call, words):
+    with pytest.raises(ValueError) as error:
+        call()
+    assert all(word in str(error.value) for word in words), error.value
