@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from wwgan.penalty import (
     GROUND_METRICS,
     Euclidean,
+    Shuffled,
     Sobolev,
     Wasserstein,
     critic_gradient,
@@ -103,6 +104,19 @@ def test_sobolev_of_order_zero_is_euclidean_and_negative_orders_charge_detail():
     assert_close(Sobolev(0).squared_norm(g, g), Euclidean().squared_norm(g, g))
     detail = torch.tensor([1.0, -1.0]).repeat(8, 4).expand(1, 1, 8, 8)
     assert Sobolev(-1.5).squared_norm(detail, detail) > 10 * Euclidean().squared_norm(detail, detail)
+
+
+def test_shuffled_control_keeps_all_but_the_geometry():
+    x = images(2, 3, 8, 8)
+    noise, ramp = images(2, 3, 8, 8, seed=1), torch.linspace(-1, 1, 8).expand(2, 3, 8, 8)
+    assert_close(Shuffled(Euclidean()).squared_norm(noise, x), Euclidean().squared_norm(noise, x))
+    assert (Shuffled.wasserstein().squared_norm(ramp, x) > 3 * Wasserstein.released().squared_norm(ramp, x)).all()
+    assert not torch.equal(
+        Shuffled.wasserstein().squared_norm(ramp, x), Shuffled(Wasserstein(), seed=1).squared_norm(ramp, x)
+    )
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
+    by_hand = [t.flatten(2)[..., order].view_as(t) for t in (noise, x)]
+    assert torch.equal(Shuffled.wasserstein().squared_norm(noise, x), Wasserstein.released().squared_norm(*by_hand))
 
 
 def wgan_gp(f, real, fake, weight, random):

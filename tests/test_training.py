@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from wwgan import training
 from wwgan.data import load_images, to_float
 from wwgan.evaluation import frechet_distance
-from wwgan.penalty import Sobolev, Wasserstein
+from wwgan.penalty import GROUND_METRICS, Sobolev, Wasserstein
 from wwgan.training import (
+    PENALTY_WEIGHTS,
     PRESETS,
     TrainConfig,
     TrainState,
@@ -66,6 +67,13 @@ def test_defaults_are_the_released_settings():
     assert config.ground() == Wasserstein.released()
     with pytest.raises(FrozenInstanceError):
         config.steps = 3
+
+
+def test_every_ground_metric_has_a_weight_and_can_be_trained_with():
+    assert PENALTY_WEIGHTS.keys() == GROUND_METRICS.keys()
+    for name in GROUND_METRICS:
+        config = make_config(penalty=name)
+        assert config.weight == PENALTY_WEIGHTS[name] and config.ground() == GROUND_METRICS[name]()
 
 
 def test_every_field_has_help_and_survives_json():

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['pixel_graph', 'GROUND_METRICS', 'POINTS', 'GroundMetric', 'Euclidean', 'intensity', 'Wasserstein', 'Sobolev',
-           'critic_gradient', 'safe_sqrt', 'Penalty', 'penalty_points', 'gradient_penalty']
+           'Shuffled', 'critic_gradient', 'safe_sqrt', 'Penalty', 'penalty_points', 'gradient_penalty']
 
 # %% ../nbs/02_penalty.ipynb #imports
 from collections.abc import Callable
@@ -152,10 +152,38 @@ class Sobolev:
         spectrum = torch.fft.fft2(g, norm="ortho")
         return (weights * (spectrum.real.square() + spectrum.imag.square())).flatten(1).sum(1)
 
+# %% ../nbs/02_penalty.ipynb #shuffled
+@lru_cache(maxsize=32)
+def _pixel_order(n: int, seed: int, device: torch.device) -> Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(device)
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """Control: a ground metric on images whose pixels are permuted, the same way in all images and channels.
+
+    ground: the metric. seed: of the permutation. Keeps everything of the metric but the neighbourhood of pixels.
+    """
+
+    ground: GroundMetric
+    seed: int = 0
+
+    @classmethod
+    def wasserstein(cls, **changes) -> "Shuffled":
+        """The released Wasserstein form on shuffled pixels; its fields can be changed by keyword."""
+        return cls(Wasserstein.released(**changes))
+
+    def squared_norm(self, g: Tensor, x: Tensor) -> Tensor:
+        """Critic gradient g and images x in [-1, 1], both (B, C, H, W) -> (B,). Differentiable in g."""
+        _check_gradient(g, x)
+        order = _pixel_order(g.shape[2] * g.shape[3], self.seed, g.device)
+        return self.ground.squared_norm(*(image.flatten(2)[..., order].view(g.shape) for image in (g, x)))
+
 # %% ../nbs/02_penalty.ipynb #ground-metrics-dict-str-callable
 GROUND_METRICS: dict[str, Callable[..., GroundMetric]] = {
     "wasserstein": Wasserstein.released,
     "wasserstein-paper": Wasserstein.paper,
+    "wasserstein-shuffled": Shuffled.wasserstein,
     "euclidean": Euclidean,
     "sobolev": Sobolev,
 }

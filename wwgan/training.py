@@ -91,7 +91,13 @@ def _read_setting(name: str, hint, value):
         raise ValueError(f"{name} must be {expected}, got {value!r}") from None
 
 # %% ../nbs/05_training.ipynb #setting
-PENALTY_WEIGHTS = {"wasserstein": 4.0, "wasserstein-paper": 10.0, "euclidean": 10.0, "sobolev": 10.0}
+PENALTY_WEIGHTS = {
+    "wasserstein": 4.0,
+    "wasserstein-paper": 10.0,
+    "wasserstein-shuffled": 4.0,
+    "euclidean": 10.0,
+    "sobolev": 10.0,
+}
 GROUND_FIELDS = ("l2", "mass", "neighborhood", "radius")
 
 
@@ -110,7 +116,9 @@ class TrainConfig:
     architecture: str = setting("dcgan", "dcgan or resnet")
     width: int | None = setting(None, "channels of the widest resolution; None: the architecture's usual width")
     latent_dim: int | None = setting(None, "entries of z; None: the architecture's usual number")
-    penalty: str = setting("wasserstein", "ground metric: wasserstein, wasserstein-paper, euclidean or sobolev")
+    penalty: str = setting(
+        "wasserstein", "ground metric: wasserstein, wasserstein-paper, wasserstein-shuffled, euclidean or sobolev"
+    )
     weight: float | None = setting(None, "lambda; None: the weight usual for the penalty")
     l2: float | None = setting(None, "gamma, Wasserstein only; None: as in the chosen form")
     mass: float | None = setting(None, "alpha, Wasserstein only; None: as in the chosen form")
