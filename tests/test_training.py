@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from wwgan import training
 from wwgan.data import load_images, to_float
@@ -219,6 +220,17 @@ def test_resume_from_an_older_checkpoint_drops_later_lines(smoke):
     assert_same_numbers(whole, resumed)
 
 
+def test_resume_refuses_other_images(smoke, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for k in range(3):
+        Image.new("L", (16, 16), 40 * k).save(pictures / f"{k}.png")
+    train(smoke(dataset=f"folder:{pictures}", steps=2), progress=False)
+    Image.new("L", (16, 16), 200).save(pictures / "3.png")
+    with pytest.raises(ValueError, match="not those this run began with"):
+        train(make_config(resume=True, run_dir=tmp_path / "run", steps=4), progress=False)
+
+
 def test_load_run_gives_back_the_same_generator(smoke):
     run = train(smoke(), progress=False)
     assert torch.equal(draw_samples(load_run(run.run_dir).state, 4), draw_samples(run.state, 4))
@@ -259,9 +271,24 @@ def test_nan_stops_the_run_and_names_step_and_quantity(smoke, monkeypatch, netwo
 
     monkeypatch.setattr(training, "generator_step", poisoned)
     with pytest.raises(FloatingPointError, match=f"update 3: .*{quantity}.*checkpoints"):
-        train(smoke(), progress=False)
+        train(smoke(log_interval=4, sample_interval=4, checkpoint_interval=4), progress=False)
     kept = load_run(smoke().run_dir)
-    assert kept.state.step == 2
+    assert kept.state.step == 0
+
+
+def test_broken_weights_are_never_saved(smoke, monkeypatch):
+    original = training.generator_step
+
+    def broken_update(state):  # the losses of this update are still finite
+        losses = original(state)
+        with torch.no_grad():
+            next(state.critic.parameters()).fill_(float("inf"))
+        return losses
+
+    monkeypatch.setattr(training, "generator_step", broken_update)
+    with pytest.raises(FloatingPointError, match="update 1: critic weights"):
+        train(smoke(), progress=False)
+    assert load_run(smoke().run_dir).state.step == 0
 
 
 def test_checkpoints_hold_plain_data_only(smoke):

@@ -647,6 +647,8 @@ def train(config: TrainConfig, progress: bool = True) -> Run:
     if checkpoint:
         state.load_state_dict(checkpoint)
     origin = provenance(config, images, device)
+    if checkpoint:
+        _check_same_images(config.run_dir, origin)
     folder = RunFolder(make_run_folder(config), config, origin, state.step)
     try:
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
@@ -654,6 +656,15 @@ def train(config: TrainConfig, progress: bool = True) -> Run:
     finally:
         folder.close()
     return Run(state, folder.path, folder.history)
+
+
+def _check_same_images(run_dir: str, origin: Mapping[str, Any]) -> None:
+    began = json.loads((Path(run_dir) / "provenance.json").read_text(encoding="utf-8"))
+    if began["dataset_sha256"] != origin["dataset_sha256"]:
+        raise ValueError(
+            f"the images of {origin['dataset']} are not those this run began with: "
+            f"shape {began['dataset_shape']} then, {origin['dataset_shape']} now, or other contents"
+        )
 
 
 def _train_loop(state: TrainState, images: Tensor, folder: RunFolder, progress: bool) -> None:
@@ -686,7 +697,7 @@ def _train_loop(state: TrainState, images: Tensor, folder: RunFolder, progress: 
             for name in ("log", "sample", "checkpoint")
         }
         if any(due.values()):
-            _check_finite(losses, first_bad, folder)
+            _check_finite(state, losses, first_bad, folder)
         if due["log"]:
             folder.metrics(dict(step=step) | _numbers(losses) | _mean_norms(state, images) | clock.read())
             updates.set_postfix(distance=f"{losses['distance'].item():.3f}", refresh=False)
@@ -720,12 +731,15 @@ def _mean_norms(state: TrainState, images: Tensor) -> dict[str, float]:
     return {f"norm_{name}": norms.mean().item() for name, norms in gradient_norms(state, images).items()}
 
 
-def _check_finite(losses: Mapping[str, Tensor], first_bad: Tensor, folder: RunFolder) -> None:
-    if step := first_bad.item():
-        bad = [name for name, value in _numbers(losses).items() if not torch.isfinite(torch.tensor(value))]
+def _check_finite(state: TrainState, losses: Mapping[str, Tensor], first_bad: Tensor, folder: RunFolder) -> None:
+    bad = [name for name, value in losses.items() if not value.isfinite()]
+    for name in ("generator", "critic"):
+        if not all(p.isfinite().all() for p in getattr(state, name).parameters()):
+            bad.append(f"{name} weights")
+    if bad:
         raise FloatingPointError(
-            f"training diverged: not finite since generator update {step}: {', '.join(bad)}. Earlier checkpoints "
-            f"are in {folder.path / 'checkpoints'}. A smaller lr or a larger weight usually helps."
+            f"training diverged: not finite since generator update {first_bad.item() or state.step}: {', '.join(bad)}. "
+            f"Earlier checkpoints are in {folder.path / 'checkpoints'}. A smaller lr or a larger weight usually helps."
         )
 
 # %% ../nbs/05_training.ipynb #parser
