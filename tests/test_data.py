@@ -552,3 +552,11 @@ def test_real_cifar10(root, tmp_path):
     published = torch.tensor([0.4942, 0.4851, 0.4504], dtype=torch.float64)  # means of the test split
     torch.testing.assert_close(images.double().mean((0, 2, 3)) / 255, published, atol=0.005, rtol=0)
     assert len({image.numpy().tobytes() for image in images}) > 9_990
+
+
+def test_a_class_called_train_is_not_taken_for_a_split(tmp_path):
+    for name in ("car", "plane", "train"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (16, 16)).save(tmp_path / name / "1.png")
+    with pytest.raises(ValueError, match="car, plane beside"):
+        load_images(f"folder:{tmp_path}", tmp_path / "data", 16)

@@ -254,6 +254,9 @@ F, REAL, FAKE, W = critic(), images(4, 3, 8, 8), images(4, 3, 8, 8, seed=1), Was
         (lambda: gradient_penalty(lambda x: x, REAL, FAKE, W), ("one score", "(4, 3, 8, 8)")),
         (lambda: gradient_penalty(lambda x: F(x).mean(), REAL, FAKE, W), ("one score", "()")),
         (lambda: gradient_penalty(lambda x: torch.zeros(len(x)), REAL, FAKE, W), ("differentiated",)),
+        (lambda: gradient_penalty(F, REAL.byte(), FAKE.byte(), W), ("floating-point", "uint8")),
+        (lambda: gradient_penalty(F, REAL, FAKE, "wasserstein"), ("ground metric", "'wasserstein'")),
+        (lambda: Wasserstein(l2="1"), ("l2", "'1'")),
         (lambda: Wasserstein(radius=-1), ("radius", "-1")),
         (lambda: Wasserstein(neighborhood="hex"), ("neighborhood", "hex")),
         (lambda: Wasserstein(mass=float("inf")), ("mass", "inf")),
@@ -265,3 +268,20 @@ def test_bad_input_is_refused_by_name(call, words):
     with pytest.raises(ValueError) as error:
         call()
     assert all(word in str(error.value) for word in words)
+
+
+def test_calls_in_inference_mode_do_not_spoil_training():
+    real, fake = images(2, 1, 6, 7), images(2, 1, 6, 7, seed=1)
+    for make in (Wasserstein.paper, lambda: Sobolev(-1.25), lambda: Shuffled(Wasserstein.paper(), seed=5)):
+        with torch.inference_mode():
+            make().squared_norm(real, fake)
+        loss = gradient_penalty(critic(1, 6, 7), real, fake, make()).loss
+        loss.backward()
+        assert loss.isfinite()
+
+
+def test_rounding_below_black_is_black():
+    x = torch.full((1, 1, 4, 4), -1.0005)
+    for make in (lambda: Wasserstein(l2=0.0), Wasserstein.paper):
+        squared = make().squared_norm(torch.eye(4)[None, None], x)
+        assert squared.isfinite().all() and (squared >= 0).all()

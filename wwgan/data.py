@@ -250,7 +250,17 @@ def _find_folder(path: str, split: str) -> _Source:
         )
     if not root.is_dir():
         raise ValueError(f"{root} is a file: folder:<path> expects a folder of images")
+    beside = [name for name in sorted(os.listdir(root)) if name not in (*SPLITS, "val") and _has_images(root / name)]
+    if beside and any((root / s).is_dir() for s in SPLITS):
+        raise ValueError(
+            f"{root} has images in {', '.join(beside[:3])} beside train/ or test/: is this a split or a class? "
+            "Use a folder with nothing but train/ and test/, or rename the class"
+        )
     return _split_folder(root, split, channels=None)
+
+
+def _has_images(path: Path) -> bool:
+    return path.is_dir() and bool(_walk(path)) or path.suffix.lower() in _IMAGE_FILES
 
 # %% ../nbs/03_data.ipynb #download
 _DOWNLOAD_TIMEOUT = 20  # seconds without an answer after which a server counts as unreachable

@@ -91,9 +91,10 @@ class PixelGraph:
         self._check(X=X)
         if not degree_normalized:
             return X
-        key = X.dtype, X.device
+        key = X.device, X.dtype
         if key not in self._degrees:
-            self._degrees[key] = self.degree.to(X)
+            with torch.inference_mode(False):  # the copy outlives this call, also for training
+                self._degrees[key] = self.degree.to(*key)
         return X / self._degrees[key]
 
     def _check(self, **images: Tensor) -> None:

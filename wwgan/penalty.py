@@ -41,8 +41,8 @@ def _sum_of_squares(g: Tensor) -> Tensor:
 
 def _check_non_negative(**values: float) -> None:
     for name, value in values.items():
-        if not (isfinite(value) and value >= 0):
-            raise ValueError(f"{name} must be finite and not negative, got {value}")
+        if not (isinstance(value, (int, float)) and isfinite(value) and value >= 0):
+            raise ValueError(f"{name} must be a finite number and not negative, got {value!r}")
 
 # %% ../nbs/02_penalty.ipynb #euclidean
 @dataclass(frozen=True)
@@ -62,15 +62,16 @@ pixel_graph = lru_cache(maxsize=32)(PixelGraph)
 
 
 def intensity(x: Tensor) -> Tensor:
-    """Images in [-1, 1] -> intensities in [0, 1], detached. Raises ValueError for images out of range.
+    """Images in [-1, 1] -> intensities of at least 0, detached. Raises ValueError for images out of range; NaN passes.
 
-    The range is looked at on the CPU only: on a GPU it would hold up the queue, and negative intensities end in NaN.
+    The range is looked at on the CPU only: on a GPU that would hold up the queue, so images in another range give
+    norms of another scale there, without a word.
     """
     if x.device.type == "cpu" and x.numel() and not torch.compiler.is_compiling():
         low, high = (bound.item() for bound in x.detach().aminmax())
         if low < -1.001 or high > 1.001:
             raise ValueError(f"images must lie in [-1, 1], got values from {low:.4g} to {high:.4g}")
-    return (x.detach() + 1) / 2
+    return (x.detach() + 1).clamp_min(0) / 2
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,9 @@ class Wasserstein:
 # %% ../nbs/02_penalty.ipynb #sobolev_weights
 @lru_cache(maxsize=32)
 def _sobolev_weights(height: int, width: int, order: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    fy, fx = (2 * torch.pi * torch.fft.fftfreq(m, dtype=torch.float64) for m in (height, width))
-    return (1 + fy[:, None].square() + fx.square()).pow(-order).to(device, dtype)
+    with torch.inference_mode(False):  # the result is kept for later calls, also for training
+        fy, fx = (2 * torch.pi * torch.fft.fftfreq(m, dtype=torch.float64) for m in (height, width))
+        return (1 + fy[:, None].square() + fx.square()).pow(-order).to(device, dtype)
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,8 @@ class Sobolev:
 # %% ../nbs/02_penalty.ipynb #shuffled
 @lru_cache(maxsize=32)
 def _pixel_order(n: int, seed: int, device: torch.device) -> Tensor:
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(device)
+    with torch.inference_mode(False):  # the result is kept for later calls, also for training
+        return torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
 @dataclass(frozen=True)
@@ -239,6 +242,8 @@ def penalty_points(
             "real and fake must have the same shape (B, C, H, W) with B >= 1, "
             f"got {tuple(real.shape)} and {tuple(fake.shape)}"
         )
+    if not (real.is_floating_point() and fake.is_floating_point()):
+        raise ValueError(f"images must be of floating-point type in [-1, 1], got {real.dtype} and {fake.dtype}")
     real, fake = real.detach(), fake.detach()
     if points != "interpolated":
         return real if points == "real" else fake
@@ -265,6 +270,8 @@ def gradient_penalty(
     Source: Gulrajani et al. 2017 for the penalty; Dukler et al. 2019, section 4, for the norm.
     """
     _check_non_negative(weight=weight)
+    if not hasattr(ground, "squared_norm"):
+        raise ValueError(f"ground must be a ground metric such as Wasserstein.released(), got {ground!r}")
     x = penalty_points(real, fake, points, generator)
     g = critic_gradient(critic, x, create_graph=True)
     norm = safe_sqrt(ground.squared_norm(g, x))

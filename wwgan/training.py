@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['PENALTY_WEIGHTS', 'GROUND_FIELDS', 'PRESETS', 'MAY_CHANGE', 'setting', 'TrainConfig', 'check_names', 'make_config',
-           'parameters_of', 'pick_device', 'TrainState', 'critic_step', 'generator_step', 'write_atomically',
-           'provenance', 'fixed_random', 'generate', 'draw_samples', 'image_grid', 'gradient_norms', 'make_run_folder',
-           'RunFolder', 'read_metrics', 'read_checkpoint', 'check_same_run', 'Run', 'load_run', 'train', 'Stopwatch',
-           'main']
+           'parameters_of', 'pick_device', 'stream_seed', 'TrainState', 'critic_step', 'generator_step',
+           'write_atomically', 'provenance', 'fixed_random', 'generate', 'draw_samples', 'image_grid', 'gradient_norms',
+           'preflight', 'make_run_folder', 'RunFolder', 'read_metrics', 'read_checkpoint', 'check_same_run', 'Run',
+           'load_run', 'train', 'Stopwatch', 'main']
 
 # %% ../nbs/05_training.ipynb #imports
 import argparse
+import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -28,6 +30,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .data import content_hash, default_size, load_images, project_root, sample_images, to_uint8, unknown_name
+from .graph import NEIGHBORHOODS
 from .networks import ARCHITECTURES, make_networks
 from wwgan.penalty import (
     GROUND_METRICS,
@@ -59,7 +62,7 @@ def _read_float(value) -> float:
 
 
 def _read_text(value) -> str:
-    if not isinstance(value, (str, Path)) or not str(value):
+    if isinstance(value, bool) or not isinstance(value, (str, Path, int)) or not str(value):
         raise ValueError
     return str(value)
 
@@ -121,7 +124,7 @@ class TrainConfig:
     )
     weight: float | None = setting(None, "lambda; None: the weight usual for the penalty")
     l2: float | None = setting(None, "gamma, Wasserstein only; None: as in the chosen form")
-    mass: float | None = setting(None, "alpha, Wasserstein only; None: as in the chosen form")
+    mass: float | None = setting(None, "alpha, Wasserstein only; None: 1 / pixels for wasserstein-paper, else 0")
     neighborhood: str | None = setting(None, "von_neumann or moore, Wasserstein only; None: as in the chosen form")
     radius: int | None = setting(None, "of the neighbourhood in pixels, Wasserstein only; None: as in the chosen form")
     one_sided: bool = setting(False, "penalise only norms above 1")
@@ -144,9 +147,13 @@ class TrainConfig:
         for name, hint in get_type_hints(type(self)).items():
             object.__setattr__(self, name, _read_setting(name, hint, getattr(self, name)))
         self._check_names()
+        for name in ("data_dir", "run_dir"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, str(Path(getattr(self, name)).expanduser()))
         family = ARCHITECTURES[self.architecture]
+        size = default_size(self.dataset)
         usual = dict(
-            size=default_size(self.dataset),
+            size=size if size in family.sizes else family.sizes[0],
             width=family.width,
             latent_dim=family.latent_dim,
             weight=PENALTY_WEIGHTS[self.penalty],
@@ -154,6 +161,8 @@ class TrainConfig:
         for name, value in usual.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+        if self.penalty == "wasserstein-paper" and self.mass is None:
+            object.__setattr__(self, "mass", 1 / self.size**2)
         self._check_numbers()
         self.ground()
 
@@ -162,6 +171,12 @@ class TrainConfig:
         for name, known in dict(architecture=ARCHITECTURES, penalty=GROUND_METRICS, points=POINTS).items():
             if getattr(self, name) not in known:
                 raise unknown_name(name, getattr(self, name), known)
+        if self.neighborhood is not None and self.neighborhood not in NEIGHBORHOODS:
+            raise unknown_name("neighborhood", self.neighborhood, NEIGHBORHOODS)
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise unknown_name("device", self.device, ["auto", "cpu", "cuda", "cuda:<number>"])
+        if self.resume and self.run_dir is None:
+            raise ValueError("resume needs run_dir, the folder of the run to go on with")
 
     def _check_numbers(self):
         sizes = ARCHITECTURES[self.architecture].sizes
@@ -201,21 +216,21 @@ class TrainConfig:
         return GROUND_METRICS[self.penalty](**changes)
 
 # %% ../nbs/05_training.ipynb #paper
-_PAPER_STEPS = {"celeba": 6_331, "cifar10": 200_000}
+_PAPER_STEPS = {"celeba": 6_332, "cifar10": 200_000}
 
 
-def _paper(dataset: str) -> dict[str, Any]:
-    steps = _PAPER_STEPS.get(dataset, 20_000)
+def _paper(given: Mapping[str, Any]) -> dict[str, Any]:
+    steps = _PAPER_STEPS.get(given.get("dataset"), 20_000)
     return dict(steps=steps, sample_interval=max(steps // 20, 1))
 
 
-def _quick(dataset: str) -> dict[str, Any]:
+def _quick(given: Mapping[str, Any]) -> dict[str, Any]:
     return dict(width=32, lr=5e-4, steps=600, ema=0.98, log_interval=10, sample_interval=100, checkpoint_interval=200)
 
 
-def _smoke(dataset: str) -> dict[str, Any]:
+def _smoke(given: Mapping[str, Any]) -> dict[str, Any]:
     return dict(
-        size=16,
+        size=16 if given.get("architecture", "dcgan") == "dcgan" else None,
         width=8,
         latent_dim=16,
         batch_size=16,
@@ -253,8 +268,7 @@ def make_config(preset: str | None = None, **given) -> TrainConfig:
     preset = "quick" if preset is None else preset
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
-    dataset = _read_setting("dataset", str, given.get("dataset", "digits"))
-    return TrainConfig(**PRESETS[preset](dataset) | given)
+    return TrainConfig(**PRESETS[preset](given) | given)
 
 
 def _stored_settings(run_dir) -> dict[str, Any]:
@@ -263,7 +277,14 @@ def _stored_settings(run_dir) -> dict[str, Any]:
     path = Path(run_dir) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"nothing to resume: {path} does not exist")
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(stored, dict):
+            raise TypeError(f"expected an object, got {stored!r}")
+        check_names(stored, [f.name for f in fields(TrainConfig)])
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} does not hold the settings of a run: {error}") from None
+    return stored
 
 # %% ../nbs/05_training.ipynb #parameters_of
 def parameters_of(namespace: Mapping[str, Any]) -> dict[str, Any]:
@@ -290,12 +311,17 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
+def stream_seed(seed: int, purpose: str, step: int = 0) -> int:
+    """Seed of one of a run's random streams: streams of different purpose or step share nothing but the run's seed."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}/{step}".encode()).digest()[:7], "big")
+
+
 class TrainState:
     """Networks, optimisers and random state of a run. config: its settings. channels: of the images."""
 
     def __init__(self, config: TrainConfig, channels: int, device: torch.device):
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+            torch.default_generator.manual_seed(stream_seed(config.seed, "weights"))
             networks = make_networks(config.architecture, config.size, channels, config.latent_dim, config.width)
         self.generator, self.critic = (network.to(device) for network in networks)
         self.averaged = (
@@ -306,7 +332,7 @@ class TrainState:
         self.generator_optimizer, self.critic_optimizer = (
             torch.optim.Adam(network.parameters(), lr=config.lr, betas=config.betas) for network in networks
         )
-        self.random = torch.Generator(device).manual_seed(config.seed)
+        self.random = torch.Generator(device).manual_seed(stream_seed(config.seed, "training"))
         self.config, self.device, self.channels = config, device, channels
         self.step, self.seconds = 0, 0.0
 
@@ -330,14 +356,19 @@ class TrainState:
             step=self.step,
             seconds=self.seconds,
             random=self.random.get_state(),
+            device=self.device.type,
         )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a checkpoint. On another kind of device the random stream starts anew from seed and step."""
         for name in self._parts:
             if getattr(self, name) is not None:
                 getattr(self, name).load_state_dict(state[name])
-        self.random.set_state(state["random"])
         self.step, self.seconds = state["step"], state["seconds"]
+        if state["device"] == self.device.type:
+            self.random.set_state(state["random"])
+        else:
+            self.random.manual_seed(stream_seed(self.config.seed, "training", self.step))
 
 # %% ../nbs/05_training.ipynb #critic_step
 def critic_step(state: TrainState, images: Tensor, ground: GroundMetric) -> dict[str, Tensor]:
@@ -414,7 +445,7 @@ def provenance(config: TrainConfig, images: Tensor, device: torch.device) -> dic
         device=torch.cuda.get_device_name(device)
         if device.type == "cuda"
         else f"{device.type}, {torch.get_num_threads()} threads",
-        platform=platform.platform(),
+        platform=f"{platform.system()} {platform.machine()}",
         seed=config.seed,
         dataset=config.dataset,
         dataset_shape=list(images.shape),
@@ -423,9 +454,9 @@ def provenance(config: TrainConfig, images: Tensor, device: torch.device) -> dic
     )
 
 # %% ../nbs/05_training.ipynb #fixed_random
-def fixed_random(state: TrainState, salt: int) -> torch.Generator:
+def fixed_random(state: TrainState, purpose: str, step: int = 0) -> torch.Generator:
     """A random state that follows from the run's seed, apart from the one that training draws from."""
-    return torch.Generator(state.device).manual_seed((state.config.seed + 7919 * (salt + 1)) % 2**63)
+    return torch.Generator(state.device).manual_seed(stream_seed(state.config.seed, purpose, step))
 
 
 @torch.no_grad()
@@ -440,7 +471,7 @@ def generate(generator: nn.Module, z: Tensor) -> Tensor:
 
 def draw_samples(state: TrainState, n: int = 64) -> Tensor:
     """n generated images (n, C, H, W) in [-1, 1] from the run's fixed latent batch."""
-    return generate(state.sampler, state.latent(n, fixed_random(state, salt=0)))
+    return generate(state.sampler, state.latent(n, fixed_random(state, "samples")))
 
 
 def image_grid(images: Tensor, columns: int = 8) -> Tensor:
@@ -455,30 +486,31 @@ def image_grid(images: Tensor, columns: int = 8) -> Tensor:
 def gradient_norms(
     state: TrainState, images: Tensor, points: str = "interpolated", n: int | None = None
 ) -> dict[str, Tensor]:
-    """Norms (n,) of the critic's gradient at n fresh points, by metric: "euclidean", "wasserstein" (released form)."""
-    random, n = fixed_random(state, salt=state.step), n or state.config.batch_size
+    """Norms (n,) of the critic's gradient at n points: "euclidean", "wasserstein" (released form), "penalised"."""
+    random, n = fixed_random(state, "norms", state.step), n or state.config.batch_size
     real = sample_images(images, n, random)
     fake = generate(state.generator, state.latent(n, random))
     x = penalty_points(real, fake, points, random)
     g = critic_gradient(state.critic, x)
-    return {
-        name: safe_sqrt(ground.squared_norm(g, x))
-        for name, ground in dict(euclidean=Euclidean(), wasserstein=Wasserstein.released()).items()
-    }
+    metrics = dict(euclidean=Euclidean(), wasserstein=Wasserstein.released(), penalised=state.config.ground())
+    return {name: safe_sqrt(ground.squared_norm(g, x)) for name, ground in metrics.items()}
 
 # %% ../nbs/05_training.ipynb #make_run_folder
+def preflight(config: TrainConfig) -> torch.device:
+    """What can be found wrong before data are touched: a device that is not there, a run folder in use. The device."""
+    folder = None if config.resume or config.run_dir is None else Path(config.run_dir)
+    if folder and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(
+            f"{folder} exists and is not empty: name another run_dir, or go on with that run by resume=true"
+        )
+    return pick_device(config.device)
+
+
 def make_run_folder(config: TrainConfig) -> Path:
-    """A new folder for the run, or the existing one of a resumed run. Raises ValueError when the folder has content."""
-    if config.resume:
-        return Path(config.run_dir)
+    """A new folder for the run, or the existing one of a resumed run."""
     if config.run_dir is not None:
-        folder = Path(config.run_dir)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(
-                f"{folder} exists and is not empty: name another run_dir, or go on with that run by resume=true"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        Path(config.run_dir).mkdir(parents=True, exist_ok=True)
+        return Path(config.run_dir)
     stem = f"{config.dataset.partition(':')[0]}-{config.penalty}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     for suffix in ("", *(f"-{k}" for k in range(2, 1000))):
         folder = project_root() / "data" / "runs" / (stem + suffix)
@@ -501,6 +533,9 @@ class RunFolder:
             (path / name).mkdir(exist_ok=True)
         _write_json(path / "config.json", asdict(config) | dict(resume=False))
         if step:
+            for picture in path.glob("samples/step_*.png"):
+                if int(picture.stem.removeprefix("step_")) > step:
+                    picture.unlink()  # of a later state that could not be read back
             first = json.loads((path / "provenance.json").read_text(encoding="utf-8"))
             origin = first | dict(resumed=[*first.get("resumed", []), dict(step=step, **origin)])
         _write_json(path / "provenance.json", origin)
@@ -634,24 +669,30 @@ def load_run(run_dir, device: str = "auto") -> Run:
 def train(config: TrainConfig, progress: bool = True) -> Run:
     """Train as `config` says and write the run folder; with `config.resume`, go on from its last checkpoint.
 
-    progress: show a progress bar. Same settings, seed and device give the same numbers. Raises ValueError or
-    FileNotFoundError for bad settings or missing data before anything is written, FloatingPointError when a loss is no
-    longer finite (the checkpoints written so far remain).
+    progress: show a progress bar. Same settings, seed, device and number of threads give the same numbers.
+    Raises ValueError or FileNotFoundError for bad settings or missing data before a run folder is made, and
+    FloatingPointError when losses or weights are no longer finite (the checkpoints written so far remain).
     """
-    device = pick_device(config.device)
+    device = preflight(config)
     checkpoint = read_checkpoint(config.run_dir) if config.resume else None
     if checkpoint:
         check_same_run(TrainConfig(**checkpoint["config"]), config)
+        if config.steps < checkpoint["step"]:
+            raise ValueError(
+                f"the run is at update {checkpoint['step']} already, steps must be more, got {config.steps}"
+            )
     images = load_images(config.dataset, config.data_dir, config.size).to(device)
-    state = TrainState(config, images.shape[1], device)
-    if checkpoint:
-        state.load_state_dict(checkpoint)
     origin = provenance(config, images, device)
     if checkpoint:
         _check_same_images(config.run_dir, origin)
+    state = TrainState(config, images.shape[1], device)
+    if checkpoint:
+        state.load_state_dict(checkpoint)
     folder = RunFolder(make_run_folder(config), config, origin, state.step)
     try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+        with torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=torch.backends.cudnn.allow_tf32
+        ):
             _train_loop(state, images, folder, progress)
     finally:
         folder.close()
@@ -728,31 +769,37 @@ def _numbers(values: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def _mean_norms(state: TrainState, images: Tensor) -> dict[str, float]:
-    return {f"norm_{name}": norms.mean().item() for name, norms in gradient_norms(state, images).items()}
+    norms = gradient_norms(state, images)
+    return {f"norm_{name}": norms[name].mean().item() for name in ("euclidean", "wasserstein")}
 
 
 def _check_finite(state: TrainState, losses: Mapping[str, Tensor], first_bad: Tensor, folder: RunFolder) -> None:
     bad = [name for name, value in losses.items() if not value.isfinite()]
     for name in ("generator", "critic"):
-        if not all(p.isfinite().all() for p in getattr(state, name).parameters()):
+        if not all(value.isfinite().all() for value in getattr(state, name).state_dict().values()):
             bad.append(f"{name} weights")
     if bad:
         raise FloatingPointError(
             f"training diverged: not finite since generator update {first_bad.item() or state.step}: {', '.join(bad)}. "
-            f"Earlier checkpoints are in {folder.path / 'checkpoints'}. A smaller lr or a larger weight usually helps."
+            f"Earlier checkpoints are in {folder.path / 'checkpoints'}. A new run with a smaller lr or a larger weight "
+            "usually helps."
         )
 
 # %% ../nbs/05_training.ipynb #parser
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m wwgan.training", allow_abbrev=False, description="Train a Wasserstein-of-Wasserstein GAN."
+        prog="python -m wwgan.training",
+        allow_abbrev=False,
+        description="Train a Wasserstein-of-Wasserstein GAN. "
+        "In brackets: the released code's settings, which a preset may change.",
     )
     parser.add_argument(
         "--preset", help=f"{', '.join(PRESETS)}: a set of settings that the options below win over (quick)"
     )
     for f in fields(TrainConfig):
         flag = dict(nargs="?", const="true") if isinstance(f.default, bool) else {}
-        parser.add_argument(f"--{f.name}", help=f.metadata["help"].replace("%", "%%"), metavar=f.name.upper(), **flag)
+        help = f"{f.metadata['help']} [{f.default}]".replace("%", "%%")
+        parser.add_argument(f"--{f.name}", help=help, metavar=f.name.upper(), **flag)
     return parser
 
 
@@ -769,9 +816,12 @@ def main(argv: Iterable[str] | None = None) -> int:
         return 2
     try:
         run = train(config)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:  # RuntimeError: out of memory, for one
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped; go on from the last checkpoint with --resume --run_dir <the run's folder>", file=sys.stderr)
+        return 130
     print(f"run folder: {run.run_dir}\nsamples:    {run.samples[-1]}")
     return 0
 

@@ -1,0 +1,28 @@
+"""The wheel holds all that a run needs, and every declared dependency is there."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+
+def test_modules_that_are_imported_when_needed_are_installed():
+    """gdown is torchvision's downloader for CelebA; it is imported only then."""
+    for name in ("torchvision", "PIL", "sklearn", "tqdm", "tensorboard", "ot", "clarabel", "gdown"):
+        assert importlib.util.find_spec(name), name
+
+
+@pytest.mark.slow
+def test_wheel_trains_outside_the_repository(tmp_path):
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", tmp_path, ROOT], check=True)
+    (wheel,) = tmp_path.glob("wwgan-*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", tmp_path / "site", wheel], check=True)
+    command = [sys.executable, "-m", "wwgan.training", "--preset", "smoke", "--run_dir", "run"]
+    environment = os.environ | dict(PYTHONPATH=str(tmp_path / "site"))
+    subprocess.run(command, cwd=tmp_path, check=True, env=environment)
+    assert (tmp_path / "run" / "samples" / "step_0000004.png").exists()
+    assert (tmp_path / "data" / "cache").is_dir()  # beside the run, not in anybody's repository
