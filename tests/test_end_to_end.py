@@ -14,14 +14,10 @@ from PIL import Image
 CIFAR10 = ROOT / "data" / "cifar10" / "train"
 
 
-def papermill(folder: Path, **parameters) -> subprocess.CompletedProcess:
-    """`papermill nbs/train.ipynb out.ipynb -p name value ...`, started in `folder`."""
-    command = [
-        Path(sys.executable).parent / "papermill",
-        ROOT / "nbs" / "train.ipynb",
-        folder / "out.ipynb",
-        "--no-progress-bar",
-    ]
+def papermill(folder: Path, notebook: str = "train.ipynb", **parameters) -> subprocess.CompletedProcess:
+    """`papermill nbs/<notebook> out.ipynb -p name value ...`, started in `folder`."""
+    program = Path(sys.executable).parent / "papermill"
+    command = [program, ROOT / "nbs" / notebook, folder / "out.ipynb", "--no-progress-bar"]
     for name, value in parameters.items():
         command += ["-p", name, str(value)]
     environment = {name: value for name, value in os.environ.items() if name != "IN_TEST"}
@@ -107,3 +103,19 @@ def test_training_notebook_on_real_cifar10(tmp_path):
     result = papermill(tmp_path, preset="smoke", dataset="cifar10", size=32, run_dir=tmp_path / "run")
     assert result.returncode == 0, result.stderr[-3000:]
     assert json.loads((tmp_path / "run" / "provenance.json").read_text())["dataset_shape"] == [50_000, 3, 32, 32]
+
+
+def test_figure_of_recorded_runs(tmp_path):
+    result = papermill(tmp_path, "figures/samples.ipynb", save=tmp_path / "samples.png")
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert Image.open(tmp_path / "samples.png").width > 500 and pictures_in(tmp_path / "out.ipynb") == 1
+    assert "did you mean 'save'" in papermill(tmp_path, "figures/samples.ipynb", safe="x.png").stderr
+
+
+def test_mass_term_study_reruns_at_smoke_size(tmp_path):
+    results = tmp_path / "results" / "mass_term.json"
+    result = papermill(tmp_path, "figures/mass_term.ipynb", rerun="true", seeds=1, steps=2, results=results)
+    assert result.returncode == 0, result.stderr[-3000:]
+    recorded = json.loads(results.read_text())
+    assert recorded["steps"] == 2 and all(len(scores) == 1 for scores in recorded["scores"].values())
+    assert recorded["provenance"]["dataset_sha256"]
