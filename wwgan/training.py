@@ -274,7 +274,7 @@ def make_config(preset: str | None = None, **given) -> TrainConfig:
 def _stored_settings(run_dir) -> dict[str, Any]:
     if run_dir is None:
         raise ValueError("resume needs run_dir, the folder of the run to go on with")
-    path = Path(run_dir) / "config.json"
+    path = Path(run_dir).expanduser() / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"nothing to resume: {path} does not exist")
     try:
