@@ -1,4 +1,4 @@
-"""Shared by all tests: the repository's root, and small image folders."""
+"""Shared by all tests: the repository's root, and a data folder of their own."""
 
 import sys
 from pathlib import Path

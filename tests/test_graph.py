@@ -156,3 +156,11 @@ heavy = {"torchvision", "sklearn", "scipy", "matplotlib", "PIL", "tensorboard", 
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_graph_made_in_inference_mode_can_be_trained_with():
+    with torch.inference_mode():
+        graph = PixelGraph(3, 4)
+    assert not graph.degree.is_inference()
+    X, g = torch.rand(2, 3, 4, dtype=torch.float64).requires_grad_().unbind()
+    graph.energy(X, g).backward()

@@ -98,6 +98,8 @@ def test_presets_are_valid_and_what_is_given_wins(preset, dataset):
     [
         (dict(datset="cifar10"), ("'datset'", "did you mean 'dataset'")),
         (dict(critic_step=3), ("did you mean 'critic_steps'",)),
+        (dict(preset=["quick"]), ("preset", "a non-empty text")),
+        (dict(preset="paper", dataset=[1]), ("dataset", "a non-empty text")),
         (dict(preset="quik"), ("did you mean 'quick'",)),
         (dict(dataset="cifar"), ("did you mean 'cifar10'",)),
         (dict(penalty="wasserstien"), ("did you mean 'wasserstein'",)),

@@ -79,6 +79,7 @@ class PixelGraph:
     def __repr__(self):
         return f"PixelGraph({self.height}, {self.width}, neighborhood={self.neighborhood!r}, radius={self.radius})"
 
+    @torch.inference_mode(False)  # it outlives this call, also for training
     def _degree(self) -> Tensor:
         degree = torch.zeros(self.height, self.width, dtype=torch.float64)
         for offset, w in self.offsets.items():

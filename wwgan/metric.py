@@ -80,7 +80,7 @@ class WassersteinMetric:
 
     def inner(self, X: Tensor, s: Tensor, t: Tensor) -> Tensor:
         """Inner product s' pinv(L(X)) t of two changes of the image X, all (H, W) -> scalar, float64."""
-        self._check(X, s, t)
+        self._check(X, t)  # s is checked by potential
         return (self.potential(X, s) * t.double()).sum()
 
     def norm(self, X: Tensor, s: Tensor) -> Tensor:

@@ -220,7 +220,7 @@ _PAPER_STEPS = {"celeba": 6_332, "cifar10": 200_000}
 
 
 def _paper(given: Mapping[str, Any]) -> dict[str, Any]:
-    steps = _PAPER_STEPS.get(given.get("dataset"), 20_000)
+    steps = _PAPER_STEPS.get(str(given.get("dataset")), 20_000)
     return dict(steps=steps, sample_interval=max(steps // 20, 1))
 
 
@@ -265,7 +265,7 @@ def make_config(preset: str | None = None, **given) -> TrainConfig:
         if preset is not None:
             raise ValueError(f"a resumed run has its settings already: leave out preset, got {preset!r}")
         return TrainConfig(**_stored_settings(given.get("run_dir")) | given)
-    preset = "quick" if preset is None else preset
+    preset = _read_setting("preset", str, "quick" if preset is None else preset)
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
     return TrainConfig(**PRESETS[preset](given) | given)
