@@ -6,11 +6,21 @@
 __all__ = ['NEIGHBORHOODS', 'half_ball', 'edge_ends', 'PixelGraph']
 
 # %% ../nbs/00_graph.ipynb #imports
+import warnings
 from collections.abc import Callable
+from functools import lru_cache
 from math import inf
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # no Triton: every device takes the slices
+    triton = None
 
 # %% ../nbs/00_graph.ipynb #half_ball
 NEIGHBORHOODS = {"von_neumann": lambda dy, dx: abs(dy) + abs(dx), "moore": lambda dy, dx: max(abs(dy), abs(dx))}
@@ -41,6 +51,194 @@ def edge_ends(image: Tensor, dy: int, dx: int) -> tuple[Tensor, Tensor]:
     H, W = image.shape[-2:]
     left, right = max(0, -dx), max(0, dx)
     return image[..., : H - dy, left : W - right], image[..., dy:, right : W - left]
+
+# %% ../nbs/00_graph.ipynb #sweep_slices
+class _Form(NamedTuple):
+    """Which quadratic form a sweep computes: directed offsets with half weights, l2 and the offset of the image."""
+
+    edges: tuple[tuple[int, int, float], ...]  # (dy, dx, omega / 2), each undirected edge once
+    l2: float = 0.0
+    offset: float = 0.0
+
+
+_CHUNK = 2**19  # elements of each array that one turn of the sweep works on: 2 MB in float32
+
+
+def _density(x: Tensor, scale: Tensor | None, form: _Form) -> Tensor:
+    rho = (x + form.offset).clamp_min(0) if form.offset else x
+    return rho if scale is None else rho * scale
+
+
+def _sweep_slices(x: Tensor, g: Tensor, scale: Tensor | None, form: _Form) -> tuple[Tensor, Tensor]:
+    """Energy (B,) and L g + l2 g (B, C, H, W) of images x and potentials g, (B, C, H, W), with in-place slices."""
+    accumulate = torch.promote_types(g.dtype, torch.float32)
+    energy = torch.empty(len(g), dtype=accumulate, device=g.device)
+    operator = torch.empty_like(g, dtype=accumulate)
+    step = max(1, _CHUNK // max(g.shape[1:].numel(), 1))
+    for few in (slice(k, k + step) for k in range(0, len(g), step)):
+        rho, v, Lv = _density(x[few].to(accumulate), scale, form), g[few].to(accumulate), operator[few]
+        torch.mul(v, form.l2, out=Lv)
+        terms = v * Lv
+        for dy, dx, w in form.edges:
+            (rho_i, rho_j), (v_i, v_j), (Lv_i, Lv_j) = (edge_ends(t, dy, dx) for t in (rho, v, Lv))
+            difference = v_i - v_j
+            flux = (rho_i + rho_j).mul_(difference)
+            Lv_i.add_(flux, alpha=w)
+            Lv_j.sub_(flux, alpha=w)
+            edge_ends(terms, dy, dx)[0].addcmul_(flux, difference, value=w)
+        energy[few] = terms.sum((1, 2, 3))
+    return energy, operator.to(g.dtype)
+
+# %% ../nbs/00_graph.ipynb #sweep_triton
+if triton:
+
+    @triton.jit
+    def _sweep_kernel(
+        x_ptr, g_ptr, scale_ptr, operator_ptr, partial_ptr, offset_ptr, weight_ptr,
+        size, height, width, channels, n_edges,
+        L2: tl.constexpr, OFFSET: tl.constexpr, SCALED: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+        ACCUMULATE: tl.constexpr, BLOCK: tl.constexpr,
+    ):  # fmt: skip
+        image, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
+        i = block * BLOCK + tl.arange(0, BLOCK)
+        inside = i < size
+        if CHANNELS_LAST:
+            pixel, step = i // channels, channels
+        else:
+            pixel, step = i % (height * width), 1
+        row, column = pixel // width, pixel % width
+        x_ptr += image * size
+        g_ptr += image * size
+        rho_i = tl.load(x_ptr + i, mask=inside, other=0).to(ACCUMULATE)
+        g_i = tl.load(g_ptr + i, mask=inside, other=0).to(ACCUMULATE)
+        if OFFSET != 0:
+            rho_i = tl.maximum(rho_i + OFFSET, 0)
+        if SCALED:
+            rho_i *= tl.load(scale_ptr + pixel, mask=inside, other=0)
+        result = L2 * g_i
+        energy = result * g_i
+        for k in range(n_edges):
+            dy, dx, w = tl.load(offset_ptr + 2 * k), tl.load(offset_ptr + 2 * k + 1), tl.load(weight_ptr + k)
+            there = inside & (row + dy >= 0) & (row + dy < height) & (column + dx >= 0) & (column + dx < width)
+            distance = dy * width + dx
+            rho_j = tl.load(x_ptr + i + distance * step, mask=there, other=0).to(ACCUMULATE)
+            g_j = tl.load(g_ptr + i + distance * step, mask=there, other=0).to(ACCUMULATE)
+            if OFFSET != 0:
+                rho_j = tl.maximum(rho_j + OFFSET, 0)
+            if SCALED:
+                rho_j *= tl.load(scale_ptr + pixel + distance, mask=there, other=0)
+            flux = tl.where(there, w * (rho_i + rho_j) * (g_i - g_j), 0)
+            result += flux
+            energy += 0.5 * flux * (g_i - g_j)  # the neighbour adds the other half
+        tl.store(operator_ptr + image * size + i, result.to(operator_ptr.dtype.element_ty), mask=inside)
+        tl.store(partial_ptr + image * tl.num_programs(1) + block, tl.sum(tl.where(inside, energy, 0), 0))
+
+
+@lru_cache(maxsize=32)
+def _edge_table(edges: tuple[tuple[int, int, float], ...], dtype: torch.dtype, device: torch.device):
+    """Offsets (2E, 2) and half weights (2E,) of the edges in both directions, kept on the device."""
+    both = [*edges, *((-dy, -dx, w) for dy, dx, w in edges)]
+    with torch.inference_mode(False):  # the tables outlive this call, also for training
+        offsets = torch.tensor([edge[:2] for edge in both], dtype=torch.int32, device=device)
+        return offsets, torch.tensor([w for *_, w in both], dtype=dtype, device=device)
+
+
+def _sweep_triton(x: Tensor, g: Tensor, scale: Tensor | None, form: _Form) -> tuple[Tensor, Tensor]:
+    """As `_sweep_slices`, by the Triton kernel."""
+    last = not g.is_contiguous() and g.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last else torch.contiguous_format
+    x, g = (t.contiguous(memory_format=layout) for t in (x, g))
+    accumulate = torch.promote_types(g.dtype, torch.float32)
+    offsets, weights = _edge_table(form.edges, accumulate, g.device)
+    B, C, H, W = g.shape
+    block = 1024
+    operator = torch.empty_like(g)
+    partial = torch.empty(B, triton.cdiv(C * H * W, block), dtype=accumulate, device=g.device)
+    with torch.cuda.device_of(g):
+        _sweep_kernel[tuple(partial.shape)](
+            x, g, g if scale is None else scale.contiguous(), operator, partial, offsets, weights,
+            C * H * W, H, W, C, len(weights),
+            L2=form.l2, OFFSET=form.offset, SCALED=scale is not None, CHANNELS_LAST=last,
+            ACCUMULATE=tl.float64 if accumulate == torch.float64 else tl.float32, BLOCK=block,
+        )  # fmt: skip
+    return partial.sum(1), operator
+
+
+@lru_cache(maxsize=1)
+def _triton_works(device: torch.device) -> bool:
+    """Whether Triton's compiler runs here; tried once on a tiny image."""
+    if triton is None:
+        return False
+    try:
+        tiny = torch.ones(1, 1, 2, 2, device=device)
+        _sweep_triton(tiny, tiny, None, _Form(((0, 1, 0.5),)))
+    except Exception as error:  # a missing C compiler, an unsupported GPU, ...
+        warnings.warn(f"Triton does not run here, plain PyTorch takes over: {error}", stacklevel=2)
+        return False
+    return True
+
+
+def _sweep(x: Tensor, g: Tensor, scale: Tensor | None, form: _Form) -> tuple[Tensor, Tensor]:
+    fused = g.is_cuda and g.numel() and _triton_works(g.device)
+    return (_sweep_triton if fused else _sweep_slices)(x, g, scale, form)
+
+# %% ../nbs/00_graph.ipynb #sweep-autograd
+def _carre_du_champ(g: Tensor, v: Tensor, edges: tuple[tuple[int, int, float], ...]) -> Tensor:
+    """Gamma(g, v) of potentials (..., H, W) -> (..., H, W); differentiable in both."""
+    result = torch.zeros_like(g)
+    for dy, dx, w in edges:
+        (g_i, g_j), (v_i, v_j) = edge_ends(g, dy, dx), edge_ends(v, dy, dx)
+        product = w * (g_i - g_j) * (v_i - v_j)
+        left, right = max(0, -dx), max(0, dx)
+        result = result + pad(product, (left, right, 0, dy)) + pad(product, (right, left, dy, 0))
+    return result
+
+
+class _Sweep(torch.autograd.Function):
+    """Images x and potentials g (B, C, H, W) -> energy (B,) and L g + l2 g (B, C, H, W)."""
+
+    @staticmethod
+    def forward(x, g, scale, form):
+        return _sweep(x, g, scale, form)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, g, scale, ctx.form = inputs
+        ctx.save_for_backward(x, g, scale, output[1])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, of_energy, of_operator):
+        if of_energy is None and of_operator is None:
+            return None, None, None, None
+        x, g, scale, operator = ctx.saved_tensors
+        factor = None if of_energy is None else of_energy.view(-1, 1, 1, 1)
+        to_x = to_g = None
+        if ctx.needs_input_grad[1]:
+            to_g = _add(
+                None if factor is None else (2 * factor * operator).to(g.dtype),
+                None if of_operator is None else _Sweep.apply(x, of_operator, scale, ctx.form)[1],
+            )
+        if ctx.needs_input_grad[0]:
+            to_x = _carre_du_champ(g, _add(None if factor is None else factor * g, of_operator), ctx.form.edges)
+            to_x = to_x if scale is None else to_x * scale
+            to_x = torch.where(x + ctx.form.offset > 0, to_x, 0) if ctx.form.offset else to_x
+        return to_x, to_g, None, None
+
+
+def _add(a: Tensor | None, b: Tensor | None) -> Tensor:
+    """The sum of two derivatives, of which one may be absent."""
+    return b if a is None else a if b is None else a + b
+
+
+def _energy_expression(x: Tensor, g: Tensor, scale: Tensor | None, form: _Form) -> Tensor:
+    """The energy as one expression that automatic differentiation and compilers see through."""
+    rho = _density(x, scale, form)
+    terms = [form.l2 * g.square().sum((1, 2, 3))]
+    for dy, dx, w in form.edges:
+        (rho_i, rho_j), (g_i, g_j) = edge_ends(rho, dy, dx), edge_ends(g, dy, dx)
+        terms.append(w * ((rho_i + rho_j) * (g_i - g_j).square()).sum((1, 2, 3)))
+    return sum(terms)
 
 # %% ../nbs/00_graph.ipynb #pixelgraph
 class PixelGraph:
@@ -74,7 +272,7 @@ class PixelGraph:
             if not 0 < w < inf:
                 raise ValueError(f"edge weights must be positive and finite, got {w} for offset {offset}")
         self.degree = self._degree()
-        self._degrees = {}  # copies of the degree for the types and devices met so far
+        self._copies = {}  # of 1 / degree, for the types and devices met so far
 
     def __repr__(self):
         return f"PixelGraph({self.height}, {self.width}, neighborhood={self.neighborhood!r}, radius={self.radius})"
@@ -87,16 +285,12 @@ class PixelGraph:
                 end += w
         return degree / degree.sum() if self.offsets else degree + 1 / self.n
 
-    def _density(self, X: Tensor, degree_normalized: bool) -> Tensor:
-        """X_i / d_i, or X_i: what the edge mean averages."""
-        self._check(X=X)
-        if not degree_normalized:
-            return X
-        key = X.device, X.dtype
-        if key not in self._degrees:
+    def _inverse_degree(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        key = dtype, device
+        if key not in self._copies:
             with torch.inference_mode(False):  # the copy outlives this call, also for training
-                self._degrees[key] = self.degree.to(*key)
-        return X / self._degrees[key]
+                self._copies[key] = self.degree.to(device, dtype).reciprocal()
+        return self._copies[key]
 
     def _check(self, **images: Tensor) -> None:
         for name, image in images.items():
@@ -119,37 +313,53 @@ class PixelGraph:
             torch.cat([none.double(), *weights]),
         )
 
-    def energy(self, X: Tensor, g: Tensor, degree_normalized: bool = True) -> Tensor:
-        """Dirichlet energy g' L(X) g, summed over the last two dimensions: (..., H, W) twice -> (...).
+    def _prepare(self, X: Tensor, g: Tensor, degree_normalized: bool, channels: bool):
+        """Both as (B, C, H, W) of one type, the leading dimensions they had, and what the density is scaled by."""
+        self._check(X=X, g=g)
+        if channels and min(X.dim(), g.dim()) < 3:
+            raise ValueError(f"images with channels have shape (..., C, H, W), got {tuple(X.shape)}, {tuple(g.shape)}")
+        dtype = torch.promote_types(X.dtype, g.dtype)
+        X, g = torch.broadcast_tensors(X.to(dtype), g.to(dtype))
+        lead = g.shape[: -3 if channels else -2]
+        if not (channels and g.dim() == 4):
+            shape = -1, g.shape[-3] if channels else 1, self.height, self.width
+            X, g = (t.reshape(shape) if t.numel() else t.reshape(0, *shape[1:]) for t in (X, g))
+        accumulate = torch.promote_types(dtype, torch.float32)
+        return X, g, lead, self._inverse_degree(accumulate, g.device) if degree_normalized else None
+
+    def _form(self, l2: float = 0.0, offset: float = 0.0) -> _Form:
+        return _Form(tuple((dy, dx, w / 2) for (dy, dx), w in self.offsets.items()), l2, offset)
+
+    def energy(
+        self,
+        X: Tensor,
+        g: Tensor,
+        degree_normalized: bool = True,
+        l2: float = 0.0,
+        offset: float = 0.0,
+        channels: bool = False,
+    ) -> Tensor:
+        """Dirichlet energy g' L(X) g + l2 |g|^2, summed over the last two dimensions: (..., H, W) twice -> (...).
 
         X: non-negative intensities. g: potential, such as a critic's gradient. Leading dimensions broadcast.
-        Differentiable in both to any order. Zero for constant g.
+        offset: added to X first, and what is then negative counts as 0: 1 for images in [-1, 1].
+        channels: sum over the third dimension from the end too, (..., C, H, W) twice -> (...).
+        Differentiable in both to any order. Half-precision input is accumulated, and answered, in float32.
         """
-        density = self._density(X, degree_normalized)
-        self._check(g=g)
-        total = torch.zeros(
-            torch.broadcast_shapes(X.shape, g.shape)[:-2], dtype=torch.result_type(X, g), device=g.device
-        )
-        for offset, w in self.offsets.items():
-            (rho_i, rho_j), (g_i, g_j) = edge_ends(density, *offset), edge_ends(g, *offset)
-            total = total + (0.5 * w) * ((rho_i + rho_j) * (g_i - g_j).square()).sum((-2, -1))
-        return total
+        x, v, lead, scale = self._prepare(X, g, degree_normalized, channels)
+        form = self._form(float(l2), float(offset))
+        if torch.compiler.is_compiling():
+            accumulate = torch.promote_types(v.dtype, torch.float32)
+            return _energy_expression(x.to(accumulate), v.to(accumulate), scale, form).view(lead)
+        return _Sweep.apply(x, v, scale, form)[0].view(lead)
 
     def apply(self, X: Tensor, g: Tensor, degree_normalized: bool = True) -> Tensor:
         """L(X) g without the matrix: (..., H, W) twice -> (..., H, W). Each image of the result sums to zero.
 
-        X: non-negative intensities. g: potential. Leading dimensions broadcast.
+        X: non-negative intensities. g: potential. Leading dimensions broadcast. Differentiable in both.
         """
-        density = self._density(X, degree_normalized)
-        self._check(g=g)
-        result = torch.zeros(torch.broadcast_shapes(X.shape, g.shape), dtype=torch.result_type(X, g), device=g.device)
-        for offset, w in self.offsets.items():
-            (rho_i, rho_j), (g_i, g_j) = edge_ends(density, *offset), edge_ends(g, *offset)
-            flux = (0.5 * w) * (rho_i + rho_j) * (g_i - g_j)
-            result_i, result_j = edge_ends(result, *offset)
-            result_i += flux
-            result_j -= flux
-        return result
+        x, v, lead, scale = self._prepare(X, g, degree_normalized, channels=False)
+        return _Sweep.apply(x, v, scale, self._form())[1].view(*lead, self.height, self.width)
 
     def laplacian(self, X: Tensor, layout: str = "dense", degree_normalized: bool = True) -> Tensor:
         """The matrix L(X) of one image: X (H, W), non-negative -> (n, n), n = H * W, pixels in row-major order.
@@ -161,7 +371,8 @@ class PixelGraph:
         if X.dim() != 2:
             raise ValueError(f"X must be one image of shape ({self.height}, {self.width}), got {tuple(X.shape)}")
         i, j, w = self.edges(X.device)
-        density = self._density(X, degree_normalized).flatten()
+        self._check(X=X)
+        density = (X * self._inverse_degree(X.dtype, X.device) if degree_normalized else X).flatten()
         theta = w.to(X) * (density[i] + density[j]) / 2
         entries = torch.cat([theta, theta, -theta, -theta])  # (e_i - e_j)(e_i - e_j)' has four entries
         where = torch.stack([torch.cat([i, j, i, j]), torch.cat([i, j, j, i])])

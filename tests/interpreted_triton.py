@@ -1,0 +1,40 @@
+"""Holds the Triton kernel against the slices, on the CPU by Triton's interpreter; run by test_sweep.py, which sets
+TRITON_INTERPRET=1 before Triton is imported. Exits with an assertion where they differ."""
+
+import itertools
+
+import torch
+from torch.testing import assert_close
+
+from wwgan.graph import PixelGraph, _sweep_slices, _sweep_triton
+
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
+TYPES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2}
+
+
+def compare(graph, dtype, layout, normalized, form, shape):
+    random = torch.Generator().manual_seed(0)
+    x, g = (
+        (2 * torch.rand(shape, generator=random) - 1).to(dtype).contiguous(memory_format=LAYOUTS[layout])
+        for _ in range(2)
+    )
+    scale = lambda dtype: graph._inverse_degree(dtype, x.device) if normalized else None
+    energy, operator = _sweep_triton(x, g, scale(torch.promote_types(dtype, torch.float32)), form)
+    exact_energy, exact_operator = _sweep_slices(x.double(), g.double(), scale(torch.float64), form)
+    assert operator.dtype == dtype and operator.stride() == g.stride()
+    assert_close(energy.double(), exact_energy, rtol=min(TYPES[dtype], 1e-5), atol=0)
+    size = exact_operator.abs().max().item()
+    assert_close(operator.double(), exact_operator, rtol=TYPES[dtype], atol=TYPES[dtype] * size)
+
+
+balls = [("von_neumann", 2), ("moore", 1), ("moore", 3), ("von_neumann", 0)]
+for k, (dtype, ball, layout, normalized) in enumerate(itertools.product(TYPES, balls, LAYOUTS, (False, True))):
+    graph = PixelGraph(5, 7, *ball, weight=lambda dy, dx: 1 / (dy**2 + dx**2))
+    compare(graph, dtype, layout, normalized, graph._form(0.7, (0.0, 1.0)[k % 2]), (2, 3, 5, 7))
+large = PixelGraph(40, 30)  # more than one block for each image
+for layout in LAYOUTS:
+    compare(large, torch.float32, layout, True, large._form(0.3, 1.0), (2, 3, 40, 30))
+row, column = PixelGraph(1, 9), PixelGraph(9, 1)
+compare(row, torch.float64, "contiguous", False, row._form(), (2, 1, 1, 9))
+compare(column, torch.float64, "contiguous", False, column._form(), (2, 1, 9, 1))
+print("kernel and slices agree")
