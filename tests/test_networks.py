@@ -1,5 +1,7 @@
 """Both families: shapes, published sizes, initial weights, and what the penalty needs of a critic."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from wwgan.networks import (
     ARCHITECTURES,
     DCGANCritic,
     DCGANGenerator,
+    LeakyReLU,
     ResNetCritic,
     ResNetGenerator,
     count_parameters,
@@ -226,7 +229,7 @@ def test_works_under_torch_func(architecture):
     "args, message",
     [
         (("dcgann", 32), "dcgan"),
-        (("dcgan", 48), r"\(16, 32, 64, 128\), got 48"),
+        (("dcgan", 48), r"\(16, 32, 64, 128, 256\), got 48"),
         (("resnet", 64), r"\(32,\), got 64"),
         (("dcgan", 32, 0), "channels.*positive.*got 0"),
         (("dcgan", 32, 3, -1), "latent_dim.*positive.*got -1"),
@@ -247,3 +250,31 @@ def test_wrong_shapes_are_refused_with_both_shapes(architecture):
     for shape in [(2, 3, 32, 32), (2, 1, 64, 64), (1, 32, 32)]:
         with pytest.raises(ValueError, match=r"\(batch, 1, 32, 32\), got \(" + ", ".join(map(str, shape))):
             critic(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: make_networks("dcgan", 16, width=4)[1], lambda: make_networks("resnet", 32, width=4)[1]]
+)
+def test_critics_differentiate_twice_as_with_torch_activations(make):
+    """The package's activation sends nothing where PyTorch's send zeros: the same numbers, to the last digit."""
+    ours = make()
+    theirs = copy.deepcopy(ours)
+    for module in theirs.modules():
+        for name, child in module.named_children():
+            if isinstance(child, LeakyReLU):
+                setattr(module, name, nn.LeakyReLU(child.slope))
+    assert sum(isinstance(m, nn.LeakyReLU) for m in theirs.modules()) > 1
+    x = torch.randn(3, *ours.image_shape)
+    gradients = []
+    for critic in (ours, theirs):
+        x = x.detach().requires_grad_()
+        score = critic(x)
+        (first,) = torch.autograd.grad(score.sum(), x, create_graph=True)
+        (score.sum() + first.square().sum()).backward()
+        gradients.append([first.detach(), *(p.grad for p in critic.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients))
+
+
+def test_activation_refuses_a_negative_slope():
+    with pytest.raises(ValueError, match="at least 0, got -0.1"):
+        LeakyReLU(-0.1)

@@ -116,7 +116,7 @@ def test_presets_are_valid_and_what_is_given_wins(preset, dataset):
         (dict(ema=1), ("ema", "[0, 1)")),
         (dict(weight=-1), ("weight", "not negative")),
         (dict(resume="maybe"), ("resume", "true or false", "maybe")),
-        (dict(size=48), ("size", "16, 32, 64, 128", "48")),
+        (dict(size=48), ("size", "16, 32, 64, 128, 256", "48")),
         (dict(architecture="resnet", size=64), ("size", "32", "resnet")),
         (dict(seed=-1), ("seed", "-1")),
         (dict(penalty="euclidean", radius=2), ("radius", "Wasserstein", "euclidean")),
