@@ -34,16 +34,6 @@ from wwgan.training import (
 )
 
 
-@pytest.fixture
-def smoke(tmp_path, data_dir):
-    """Settings of a run that takes seconds, in a folder of its own."""
-
-    def make(name="run", **changes):
-        return make_config("smoke", **dict(run_dir=tmp_path / name, data_dir=data_dir, device="cpu") | changes)
-
-    return make
-
-
 def tensors(run):
     state = run.state
     parts = [state.generator, state.critic, state.averaged] if state.averaged else [state.generator, state.critic]
@@ -226,7 +216,7 @@ def test_every_setting_of_the_step_counts(smoke, change):
 
 def test_average_holds_the_batch_norm_statistics(smoke):
     run = train(smoke(ema=0.9), progress=False)
-    averages = dict(run.state.averaged.module.named_buffers())
+    averages = dict(run.state.averaged.named_buffers())
     assert any(not torch.equal(value, torch.zeros_like(value)) for name, value in averages.items() if "mean" in name)
 
 

@@ -9,7 +9,7 @@ __all__ = ['GROUND_METRICS', 'POINTS', 'GroundMetric', 'Euclidean', 'pixel_graph
 # %% ../nbs/02_penalty.ipynb #imports
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import wraps
 from math import isfinite
 from typing import NamedTuple, Protocol
 
@@ -58,7 +58,20 @@ class Euclidean:
         return _sum_of_squares(g)
 
 # %% ../nbs/02_penalty.ipynb #intensity
-@lru_cache(maxsize=32)
+def _remembered(function: Callable) -> Callable:
+    """Computed once for each set of arguments. A plain dictionary, which torch.compile sees through."""
+    results = {}
+
+    @wraps(function)
+    def call(*arguments):
+        if arguments not in results:
+            results[arguments] = function(*arguments)
+        return results[arguments]
+
+    return call
+
+
+@_remembered
 def pixel_graph(height: int, width: int, neighborhood: str, radius: int, weight: float = 1.0) -> PixelGraph:
     """The pixel graph with one weight on all edges, none for weight 0; made once, kept for the next call."""
     return PixelGraph(height, width, neighborhood, radius if weight else 0, lambda dy, dx: weight)
@@ -135,7 +148,7 @@ class Wasserstein:
         return squared
 
 # %% ../nbs/02_penalty.ipynb #sobolev_weights
-@lru_cache(maxsize=32)
+@_remembered
 def _sobolev_weights(height: int, width: int, order: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # the result is kept for later calls, also for training
         fy, fx = (2 * torch.pi * torch.fft.fftfreq(m, dtype=torch.float64) for m in (height, width))
@@ -164,7 +177,7 @@ class Sobolev:
         return (weights * (spectrum.real.square() + spectrum.imag.square())).flatten(1).sum(1)
 
 # %% ../nbs/02_penalty.ipynb #shuffled
-@lru_cache(maxsize=32)
+@_remembered
 def _pixel_order(n: int, seed: int, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # the result is kept for later calls, also for training
         return torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(device)

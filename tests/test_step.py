@@ -1,0 +1,234 @@
+"""The two steps in every mode: eager, compiled, bfloat16, channels last, lazy penalty; and no waste around them."""
+
+import shutil
+import threading
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from wwgan import penalty, training
+from wwgan.training import (
+    RunFolder,
+    TrainState,
+    check_compiled,
+    critic_losses,
+    critic_step,
+    generator_step,
+    keep_memory,
+    make_config,
+    read_checkpoint,
+    train,
+)
+
+IMAGES = torch.randint(0, 256, (200, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def trained(updates, **settings):
+    """A state after some updates, and the losses of each."""
+    config = make_config("smoke", **settings)
+    state, ground, history = TrainState(config, 3, torch.device("cpu")), config.ground(), []
+    for _ in range(updates):
+        for _ in range(config.critic_steps):
+            critic_step(state, IMAGES, ground)
+        generator_step(state)
+        history.append({name: value.item() for name, value in state.losses.items()})
+    return state, history
+
+
+def weights(state):
+    return torch.cat([p.detach().flatten() for p in (*state.critic.parameters(), *state.generator.parameters())])
+
+
+def distance(one, other):
+    return ((weights(one) - weights(other)).norm() / weights(other).norm()).item()
+
+
+@pytest.fixture(scope="module")
+def eager():
+    return trained(50)
+
+
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="torch.compile needs a C++ compiler"
+)
+
+
+@needs_compiler
+def test_compiled_steps_equal_eager_to_rounding_over_50_updates(eager):
+    state, history = trained(50, compile=True)
+    check_compiled(state, IMAGES, state.config.ground())
+    assert distance(state, eager[0]) < 1e-5
+    assert history[-1] == pytest.approx(eager[1][-1], rel=1e-3, abs=1e-5)
+
+
+def test_channels_last_equals_channels_first_to_rounding_over_50_updates(eager):
+    state, history = trained(50, channels_last=False)
+    assert any(p.stride() != q.stride() for p, q in zip(state.critic.parameters(), eager[0].critic.parameters()))
+    assert distance(state, eager[0]) < 1e-5
+    assert history[-1] == pytest.approx(eager[1][-1], rel=1e-3, abs=1e-5)
+
+
+def test_bf16_stays_near_float32_and_keeps_weights_in_float32(eager):
+    state, history = trained(50, precision="bf16")
+    assert weights(state).dtype == torch.float32
+    assert 1e-6 < distance(state, eager[0]) < 1e-2  # bfloat16 was used, and did no harm
+    assert history[0]["penalty"] == pytest.approx(eager[1][0]["penalty"], rel=1e-2)
+
+
+def test_networks_compute_in_bfloat16_but_the_norm_does_not(monkeypatch):
+    seen = {}
+    ground = make_config("smoke").ground()
+    spy = type("Spy", (), dict(squared_norm=lambda self, g, x: seen.update(g=g.dtype) or ground.squared_norm(g, x)))()
+    state = TrainState(make_config("smoke", precision="bf16"), 3, torch.device("cpu"))
+    state.critic.net[0].register_forward_hook(lambda module, inputs, output: seen.update(features=output.dtype))
+    critic_step(state, IMAGES, spy)
+    assert seen == dict(g=torch.float32, features=torch.bfloat16)
+
+
+def test_lazy_penalty_enters_every_kth_update_k_times_as_heavy():
+    states = {k: TrainState(make_config("smoke", penalty_every=k), 3, torch.device("cpu")) for k in (1, 3)}
+    first = {k: critic_step(state, IMAGES, state.config.ground()) for k, state in states.items()}
+    assert first[3]["penalty"].item() == pytest.approx(3 * first[1]["penalty"].item(), rel=1e-6)
+    lazy = states[3]
+    later = [critic_step(lazy, IMAGES, lazy.config.ground()) for _ in range(3)]
+    assert ["penalty" in losses for losses in later] == [False, False, True]
+    assert torch.equal(later[0]["critic_loss"], -later[0]["distance"])
+
+
+def test_a_run_with_a_lazy_penalty_resumes_as_if_it_had_never_stopped(smoke):
+    settings = dict(penalty_every=3, critic_steps=2)
+    whole = train(smoke("whole", steps=4, **settings), progress=False)
+    train(smoke("parts", steps=2, **settings), progress=False)
+    folder = smoke("parts").run_dir
+    parts = train(make_config(resume=True, run_dir=folder, steps=4), progress=False)
+    keys = ("critic_loss", "distance", "penalty", "norm", "generator_loss")
+    assert [[line[k] for k in keys] for line in parts.history] == [[line[k] for k in keys] for line in whole.history]
+    assert torch.equal(weights(parts.state), weights(whole.state))
+
+
+def test_a_compiler_that_loses_the_penalty_is_caught(smoke, monkeypatch):
+    wrong = lambda critic, real, fake, x, *rest: critic_losses(critic, real, fake, x.detach() * 0, *rest)
+    lossy = lambda function, device: wrong if function is critic_losses else function
+    monkeypatch.setattr(training, "compiled", lossy)
+    with pytest.raises(RuntimeError, match="compile=false"):
+        train(smoke(compile=True), progress=False)
+
+
+def test_the_check_of_a_compiled_step_changes_nothing():
+    state, other = (TrainState(make_config("smoke"), 3, torch.device("cpu")) for _ in range(2))
+    check_compiled(state, IMAGES, state.config.ground())
+    for s in (state, other):
+        critic_step(s, IMAGES, s.config.ground())
+    assert torch.equal(weights(state), weights(other))
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails where a tensor's value is handed to Python, for which a GPU would have to be waited for."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert "_local_scalar_dense" not in str(function) and "nonzero" not in str(function), function
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("name", penalty.GROUND_METRICS)
+def test_the_steps_never_wait_for_the_device(monkeypatch, name):
+    monkeypatch.setattr(penalty, "_check_range", lambda x: None)  # looks at values, on the CPU only
+    config = make_config("smoke", penalty=name, ema=0.5)
+    state, ground = TrainState(config, 3, torch.device("cpu")), config.ground()
+    with NoWaiting():
+        with pytest.raises(AssertionError, match="_local_scalar_dense"):
+            torch.ones(1).item()
+        critic_step(state, IMAGES, ground)
+        generator_step(state)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+@pytest.mark.parametrize(
+    "settings", [{}, dict(compile=True), dict(precision="bf16"), dict(compile=True, precision="bf16")]
+)
+def test_gpu_steps_equal_the_cpu_and_never_wait(settings):
+    states, grounds = [], []
+    for device in ("cpu", "cuda"):
+        config = make_config("smoke", **settings | (dict(compile=False) if device == "cpu" else {}))
+        states.append(TrainState(config, 3, torch.device(device)))
+        grounds.append(config.ground())
+    x, real, fake = (training.real_images(states[0], IMAGES) for _ in range(3))
+    losses = [
+        state.critic_losses(state.critic, *(t.to(state.device) for t in (real, fake, x)), ground, state.config)
+        for state, ground in zip(states, grounds)
+    ]
+    tolerance = 5e-2 if "precision" in settings else 1e-2  # convolutions in TF32
+    assert losses[1]["penalty"].item() == pytest.approx(losses[0]["penalty"].item(), rel=tolerance)
+    state, images = states[1], IMAGES.cuda()
+    for _ in range(3):  # compiles and records
+        critic_step(state, images, grounds[1]), generator_step(state)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        critic_step(state, images, grounds[1]), generator_step(state)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert weights(state).isfinite().all()
+
+
+# writing in the background
+
+
+def folder_of(tmp_path, smoke):
+    (tmp_path / "run").mkdir()
+    return RunFolder(tmp_path / "run", smoke(), {}, 0)
+
+
+def test_a_checkpoint_holds_the_moment_it_was_asked_for(tmp_path, smoke, monkeypatch):
+    go_on, save = threading.Event(), torch.save
+    monkeypatch.setattr(torch, "save", lambda *args: go_on.wait(30) and save(*args))
+    folder, state = folder_of(tmp_path, smoke), trained(1)[0]
+    before = weights(state).clone()
+    folder.checkpoint(state)  # returns although nothing can be written yet
+    critic_step(state, IMAGES, state.config.ground())
+    assert not torch.equal(weights(state), before)
+    go_on.set()
+    folder.close()
+    saved = read_checkpoint(folder.path)
+    assert torch.equal(
+        torch.cat(
+            [saved[k][n].flatten() for k in ("critic", "generator") for n, _ in getattr(state, k).named_parameters()]
+        ),
+        before,
+    )
+
+
+def test_an_error_of_writing_is_not_lost(tmp_path, smoke, monkeypatch):
+    def full(*args):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    state = trained(1)[0]
+    folder = folder_of(tmp_path, smoke)
+    folder.checkpoint(state)
+    with pytest.raises(OSError, match="no space"):
+        folder.samples(1, torch.zeros(4, 3, 16, 16))
+    with pytest.raises(OSError, match="no space"):
+        train(smoke("full"), progress=False)
+
+
+def test_memory_is_kept_where_glibc_is(monkeypatch):
+    assert keep_memory() in (True, False)
+    monkeypatch.setattr(training.ctypes, "CDLL", lambda name: object())
+    assert keep_memory() is False
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize(
+    "settings",
+    [dict(penalty=name) for name in penalty.GROUND_METRICS if name != "wasserstein"]
+    + [dict(precision="bf16"), dict(one_sided=True), dict(architecture="resnet", size=32)],
+    ids=str,
+)
+def test_every_form_of_the_step_compiles_to_the_same_numbers(settings, monkeypatch):
+    size = settings.get("size", 16)
+    images = torch.randint(0, 256, (50, 3, size, size), dtype=torch.uint8)
+    config = make_config("smoke", compile=True, **settings)
+    state = TrainState(config, 3, torch.device("cpu"))
+    check_compiled(state, images, config.ground())
