@@ -404,7 +404,8 @@ def penalty_costs(
         for name, norm in norms.items():
             layout = torch.channels_last if name == "ours" else torch.contiguous_format  # as each one's training has it
             v, y = (t.clone(memory_format=layout) for t in (g, x))
-            calls[name] = lambda norm=norm, v=v.requires_grad_(), y=y: torch.autograd.grad(norm(v, y).sum(), v)
+            v.requires_grad_()
+            calls[name] = lambda norm=norm, v=v, y=y: torch.autograd.grad(norm(v, y).sum(), v)
         calls["copy"] = lambda g=g, x=x: (g.clone(), x.clone())
         for name, call in calls.items():
             timers[side, batch, name] = lambda call=call: seconds_of(call, device)
