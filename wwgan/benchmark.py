@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'SCALES', 'RESULTS', 'seconds_of', 'interleaved', 'ratio', 'written_out_squared_norm', 'PlainImages',
-           'torch_activations', 'PlainLoop', 'Way', 'updates', 'peak_memory', 'contestants', 'operations_of',
-           'matrix_product', 'Scale', 'step_costs', 'penalty_costs', 'ways_of_training', 'training_costs', 'measure',
-           'summary_table', 'read_records', 'write_record', 'main']
+           'torch_activations', 'PlainLoop', 'Way', 'updates', 'peak_memory', 'peak_of', 'contestants', 'operations_of',
+           'matrix_product', 'Scale', 'step_costs', 'penalty_costs', 'ways_of_training', 'training_costs',
+           'memory_costs', 'measure', 'summary_table', 'read_records', 'write_record', 'main']
 
 # %% ../nbs/08_benchmark.ipynb #imports
 import argparse
@@ -37,6 +37,7 @@ from wwgan.training import (
     TrainState,
     critic_step,
     generator_step,
+    hand_memory_back,
     keep_memory,
     pick_device,
     provenance,
@@ -194,12 +195,17 @@ class PlainLoop:
 # %% ../nbs/08_benchmark.ipynb #contestant
 @dataclass(frozen=True)
 class Way:
-    """A way of training. plain: the public loop. activations: ours, or PyTorch's. kept_memory: `keep_memory` called."""
+    """A way of training. plain: the public loop. activations: ours, or PyTorch's. kept_memory: `keep_memory` called.
+
+    metric: a name in METRICS that takes the place of the settings' ground metric; for "no penalty", the settings must
+    have penalty_every = 2.
+    """
 
     config: TrainConfig
     plain: bool = False
     activations: bool = True
     kept_memory: bool = True
+    metric: str | None = None
 
 
 def updates(way: Way, images: Tensor, device: torch.device, workers: int = 2) -> Callable[[], Any]:
@@ -208,12 +214,14 @@ def updates(way: Way, images: Tensor, device: torch.device, workers: int = 2) ->
         return PlainLoop(way.config, images, device, workers).update
     if way.kept_memory and device.type == "cpu":
         keep_memory()
-    state, ground, images = TrainState(way.config, images.shape[1], device), way.config.ground(), images.to(device)
+    state, images = TrainState(way.config, images.shape[1], device), images.to(device)
+    ground = METRICS[way.metric] if way.metric else way.config.ground()
     if not way.activations:
         torch_activations(state.critic)
 
     def update():
         for _ in range(way.config.critic_steps):
+            state.critic_updates = 0 if ground else 1  # with penalty_every = 2: a penalty in even updates only
             critic_step(state, images, ground)
         generator_step(state)
 
@@ -246,20 +254,29 @@ def peak_memory(call: Callable[[], Any], device: torch.device) -> int | None:
     return None if before is None or after is None else 1024 * (after - before)
 
 
+def peak_of(way: Way, images: Tensor, device: str) -> int | None:
+    """Bytes that one generator update in this way needs beyond networks, optimisers and data. For a fresh process."""
+    place = torch.device(device)
+    if place.type == "cpu":
+        hand_memory_back()
+    update = updates(way, images, place, workers=0)
+    update()  # libraries set themselves up
+    return peak_memory(update, place)
+
+
 def _serve(connection, way: Way, images: Tensor, device: str, workers: int) -> None:
-    """Trains n updates at each request for n, and answers with the seconds; the first answer is the peak of memory."""
+    """Trains n updates at each request for n, and answers with the seconds."""
     place = torch.device(device)
     update = updates(way, images, place, workers)
-    connection.send(peak_memory(update, place))
     while n := connection.recv():
         connection.send(seconds_of(lambda: [update() for _ in range(n)], place))
 
 
 @contextmanager
 def contestants(ways: Mapping[str, Way], images: Tensor, device: torch.device, n: int, workers: int = 2):
-    """Name -> function that trains n updates in that way and returns its seconds; and name -> peak of memory, bytes."""
+    """Name -> function that trains n updates in that way and returns its seconds, each in a process of its own."""
     spawn = multiprocessing.get_context("spawn")
-    processes, connections, peaks = [], {}, {}
+    processes, connections = [], {}
     try:
         for name, way in ways.items():
             connections[name], theirs = spawn.Pipe()
@@ -267,13 +284,12 @@ def contestants(ways: Mapping[str, Way], images: Tensor, device: torch.device, n
             processes.append(spawn.Process(target=_serve, args=(theirs, way, images, str(device), workers)))
             processes[-1].start()
             theirs.close()
-            peaks[name] = connections[name].recv()
 
         def timer(connection):
             connection.send(n)
             return connection.recv()
 
-        yield {name: lambda c=c: timer(c) for name, c in connections.items()}, peaks
+        yield {name: lambda c=c: timer(c) for name, c in connections.items()}
         for connection in connections.values():
             connection.send(0)
     finally:
@@ -329,11 +345,11 @@ class Scale:
     penalties: tuple[tuple[int, int], ...]
     training: tuple[int, int, int]  # side, width, batch
     updates: int  # generator updates in one turn of whole training
-    compile: bool = True
+    ablations: bool = True  # compiled too, and with one of our measures left out at a time
 
 
 SCALES = {
-    "smoke": Scale(2, ((16, 8, 4),), ((16, 4), (32, 1)), (16, 8, 8), 1, compile=False),
+    "smoke": Scale(2, ((16, 8, 4),), ((16, 4), (32, 1)), (16, 8, 8), 1, ablations=False),
     "cpu": Scale(
         12,
         ((32, 64, 64), (32, 64, 16), (32, 16, 64), (64, 64, 32), (64, 32, 64), (128, 32, 16), (256, 16, 8)),
@@ -437,8 +453,10 @@ def ways_of_training(scale: Scale, device: torch.device) -> dict[str, Way]:
     for penalty in ("euclidean", "wasserstein"):
         ways[f"plain loop, {penalty}"] = Way(make(penalty, channels_last=False), plain=True)
         ways[f"wwgan, {penalty}"] = Way(make(penalty))
-        if scale.compile:
+        if scale.ablations:
             ways[f"wwgan compiled, {penalty}"] = Way(make(penalty, compile=True))
+    if not scale.ablations:
+        return ways
     ways["wwgan, wasserstein, channels first"] = Way(make("wasserstein", channels_last=False))
     ways["wwgan, wasserstein, torch's activation"] = Way(make("wasserstein"), activations=False)
     if device.type == "cpu":
@@ -449,10 +467,10 @@ def ways_of_training(scale: Scale, device: torch.device) -> dict[str, Way]:
 
 
 def training_costs(scale: Scale, device: torch.device, tick=lambda: None) -> dict[str, Any]:
-    """Throughput of each way of training against the plain loop with the same penalty, and its peak of memory."""
+    """Throughput of each way of training against the plain loop with the same penalty."""
     size, width, batch = scale.training
     ways = ways_of_training(scale, device)
-    with contestants(ways, _noise(torch.device("cpu"), 10_000, size), device, scale.updates) as (timers, peaks):
+    with contestants(ways, _noise(torch.device("cpu"), 10_000, size), device, scale.updates) as timers:
         seconds = interleaved(timers, scale.rounds, tick=tick)
     plain = {name: f"plain loop, {way.config.penalty}" for name, way in ways.items()}
     return dict(
@@ -460,9 +478,26 @@ def training_costs(scale: Scale, device: torch.device, tick=lambda: None) -> dic
         width=width,
         batch=batch,
         times_the_plain_loop={name: ratio(seconds, plain[name], name) for name in ways},
-        peak_memory_bytes=peaks,
         **_absolute(seconds, device),
     )
+
+# %% ../nbs/08_benchmark.ipynb #memory_costs
+def memory_costs(scale: Scale, device: torch.device, tick=lambda: None) -> dict[str, Any]:
+    """Peak of memory of one critic and one generator step with each metric, and of the plain loop's, in bytes."""
+    size, width, batch = scale.training
+    make = lambda penalty, **changes: TrainConfig(
+        size=size, width=width, batch_size=batch, critic_steps=1, penalty=penalty, **changes
+    )
+    ways = {name: Way(make("euclidean", penalty_every=2), kept_memory=False, metric=name) for name in METRICS}
+    for penalty in ("euclidean", "wasserstein"):
+        ways[f"plain loop, {penalty}"] = Way(make(penalty, channels_last=False), plain=True)
+    peaks, images = {}, _noise(torch.device("cpu"), 4 * batch, size)
+    with multiprocessing.get_context("spawn").Pool(2, maxtasksperchild=1) as fresh:
+        waiting = {name: fresh.apply_async(peak_of, (way, images, str(device))) for name, way in ways.items()}
+        for name, result in waiting.items():
+            peaks[name] = result.get()
+            tick()
+    return dict(size=size, width=width, batch=batch, peak_bytes=peaks)
 
 # %% ../nbs/08_benchmark.ipynb #measure
 def measure(scale: str | None = None, device: str = "auto", progress: bool = True) -> dict[str, Any]:
@@ -480,8 +515,11 @@ def measure(scale: str | None = None, device: str = "auto", progress: bool = Tru
     if place.type == "cpu":
         keep_memory()
     turns = chosen.rounds + 2
-    total = turns * (
-        len(chosen.steps) * (len(METRICS) + 1) + 3 * len(chosen.penalties) + len(ways_of_training(chosen, place))
+    total = (
+        turns
+        * (len(chosen.steps) * (len(METRICS) + 1) + 3 * len(chosen.penalties) + len(ways_of_training(chosen, place)))
+        + len(METRICS)
+        + 2
     )
     with tqdm(total=total, desc=f"benchmark, {name}", disable=not progress, mininterval=1.0) as bar:
         return dict(
@@ -491,6 +529,7 @@ def measure(scale: str | None = None, device: str = "auto", progress: bool = Tru
             steps=[step_costs(shape, chosen.rounds, place, bar.update) for shape in chosen.steps],
             penalties=penalty_costs(chosen.penalties, chosen.rounds, place, bar.update),
             training=training_costs(chosen, place, bar.update),
+            memory=memory_costs(chosen, place, bar.update),
         )
 
 
@@ -527,10 +566,10 @@ def _summary(record: Mapping[str, Any]) -> dict[str, str]:
     for name, found in training["times_the_plain_loop"].items():
         if not name.startswith("plain"):
             rows[f"training, times the plain loop: {name}, {shape}"] = _shown(found)
-    peaks = training["peak_memory_bytes"]
-    for one, other in (("wwgan, wasserstein", "wwgan, euclidean"), ("wwgan, wasserstein", "plain loop, wasserstein")):
+    peaks = record["memory"]["peak_bytes"]
+    for one, other in (("von Neumann 2", "Euclidean"), ("von Neumann 2", "plain loop, wasserstein")):
         if peaks.get(one) and peaks.get(other):
-            rows[f"peak memory of a step, {one} / {other}"] = f"{peaks[one] / peaks[other]:.2f}"
+            rows[f"peak memory of the steps, {one} / {other}"] = f"{peaks[one] / peaks[other]:.2f}"
     return rows
 
 

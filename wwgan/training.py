@@ -6,9 +6,9 @@
 __all__ = ['PENALTY_WEIGHTS', 'PRECISIONS', 'GROUND_FIELDS', 'PRESETS', 'MAY_CHANGE', 'setting', 'TrainConfig', 'check_names',
            'make_config', 'parameters_of', 'fake_images', 'critic_losses', 'generator_loss', 'compiled', 'pick_device',
            'stream_seed', 'memory_format', 'TrainState', 'real_images', 'critic_step', 'generator_step',
-           'check_compiled', 'keep_memory', 'write_atomically', 'provenance', 'fixed_random', 'generate',
-           'draw_samples', 'image_grid', 'gradient_norms', 'preflight', 'make_run_folder', 'RunFolder', 'read_metrics',
-           'read_checkpoint', 'check_same_run', 'Run', 'load_run', 'train', 'Stopwatch', 'main']
+           'check_compiled', 'keep_memory', 'hand_memory_back', 'write_atomically', 'provenance', 'fixed_random',
+           'generate', 'draw_samples', 'image_grid', 'gradient_norms', 'preflight', 'make_run_folder', 'RunFolder',
+           'read_metrics', 'read_checkpoint', 'check_same_run', 'Run', 'load_run', 'train', 'Stopwatch', 'main']
 
 # %% ../nbs/05_training.ipynb #imports
 import argparse
@@ -521,12 +521,21 @@ def check_compiled(state: TrainState, images: Tensor, ground: GroundMetric) -> N
 # %% ../nbs/05_training.ipynb #keep_memory
 def keep_memory() -> bool:
     """Have glibc keep freed memory for the next tensor; holds for the whole process. False where it is another libc."""
+    return _mallopt(2**30, 2**31 - 1)
+
+
+def hand_memory_back() -> bool:
+    """Have glibc hand memory of freed tensors back to the system at once; as `keep_memory`, the other way around."""
+    return _mallopt(2**16, 2**16)
+
+
+def _mallopt(map_above: int, trim_above: int) -> bool:
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, TypeError, AttributeError):
         return False
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-    return bool(mallopt(M_MMAP_THRESHOLD, 2**30)) and bool(mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+    return bool(mallopt(M_MMAP_THRESHOLD, map_above)) and bool(mallopt(M_TRIM_THRESHOLD, trim_above))
 
 # %% ../nbs/05_training.ipynb #write_atomically
 def write_atomically(path: Path, write) -> None:
