@@ -37,4 +37,11 @@ for layout in LAYOUTS:
 row, column = PixelGraph(1, 9), PixelGraph(9, 1)
 compare(row, torch.float64, "contiguous", False, row._form(), (2, 1, 1, 9))
 compare(column, torch.float64, "contiguous", False, column._form(), (2, 1, 9, 1))
+x, g = torch.rand(2, 2, 3, 5, 7).unbind()
+for one, other in ((x, g.contiguous(memory_format=torch.channels_last)), (x.transpose(-1, -2).contiguous().mT, g)):
+    energy, operator = _sweep_triton(one, other, None, PixelGraph(5, 7)._form())
+    expected = _sweep_slices(x, g, None, PixelGraph(5, 7)._form())
+    assert_close(energy, expected[0]), assert_close(operator, expected[1])
+x[0, 0, 0, 0] = torch.nan  # is not hidden by the cut at zero
+assert _sweep_triton(x, g, None, PixelGraph(5, 7)._form(offset=1.0))[0].isnan().tolist() == [True, False]
 print("kernel and slices agree")

@@ -119,3 +119,13 @@ def test_mass_term_study_reruns_at_smoke_size(tmp_path):
     recorded = json.loads(results.read_text())
     assert recorded["steps"] == 2 and all(len(scores) == 1 for scores in recorded["scores"].values())
     assert recorded["provenance"]["dataset_sha256"]
+
+
+def test_cost_study_measures_at_smoke_size_and_draws(tmp_path):
+    settings = dict(rerun="true", scale="smoke", device="cpu", results=tmp_path / "results")
+    result = papermill(tmp_path, "figures/cost.ipynb", **settings, save=tmp_path / "cost.png")
+    assert result.returncode == 0, result.stderr[-3000:]
+    recorded = json.loads((tmp_path / "results" / "cost_cpu.json").read_text())
+    assert recorded["scale"] == "smoke" and recorded["provenance"]["device"].startswith("cpu")
+    assert Image.open(tmp_path / "cost.png").width > 800 and pictures_in(tmp_path / "out.ipynb") == 1
+    assert "| not measured |" in (tmp_path / "out.ipynb").read_text()

@@ -1,10 +1,12 @@
 """The two steps in every mode: eager, compiled, bfloat16, channels last, lazy penalty; and no waste around them."""
 
+import platform
 import shutil
 import threading
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from wwgan import penalty, training
@@ -105,6 +107,18 @@ def test_a_run_with_a_lazy_penalty_resumes_as_if_it_had_never_stopped(smoke):
     keys = ("critic_loss", "distance", "penalty", "norm", "generator_loss")
     assert [[line[k] for k in keys] for line in parts.history] == [[line[k] for k in keys] for line in whole.history]
     assert torch.equal(weights(parts.state), weights(whole.state))
+
+
+def test_resume_in_another_memory_layout_goes_on_as_in_the_first(smoke):
+    train(smoke("run", steps=2, channels_last=False), progress=False)
+    states = []
+    for last in (False, True):
+        state = TrainState(make_config("smoke", channels_last=last), 1, torch.device("cpu"))
+        state.load_state_dict(read_checkpoint(smoke("run").run_dir))
+        before = weights(state)
+        critic_step(state, IMAGES[:, :1], state.config.ground())
+        states.append(weights(state) - before)
+    assert (states[0] - states[1]).norm() < 1e-3 * states[0].norm() and states[0].norm() > 0
 
 
 def test_a_compiler_that_loses_the_penalty_is_caught(smoke, monkeypatch):
@@ -213,7 +227,8 @@ def test_an_error_of_writing_is_not_lost(tmp_path, smoke, monkeypatch):
 
 
 def test_memory_is_kept_where_glibc_is(monkeypatch):
-    assert keep_memory() in (True, False)
+    if platform.libc_ver()[0] == "glibc":
+        assert keep_memory() is True
     monkeypatch.setattr(training.ctypes, "CDLL", lambda name: object())
     assert keep_memory() is False
 
@@ -230,5 +245,8 @@ def test_every_form_of_the_step_compiles_to_the_same_numbers(settings, monkeypat
     size = settings.get("size", 16)
     images = torch.randint(0, 256, (50, 3, size, size), dtype=torch.uint8)
     config = make_config("smoke", compile=True, **settings)
+    torch.compiler.reset()  # or torch's limit of compilations is reached, and the step silently stays eager
     state = TrainState(config, 3, torch.device("cpu"))
+    before = counters["stats"]["unique_graphs"]
     check_compiled(state, images, config.ground())
+    assert counters["stats"]["unique_graphs"] > before

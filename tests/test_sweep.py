@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from wwgan import graph as graph_module
-from wwgan.graph import PixelGraph, _energy_expression, _sweep_slices, _sweep_triton
+from wwgan.graph import PixelGraph, _sweep_slices, _sweep_triton, energy_expression
 from wwgan.penalty import Wasserstein
 
 
@@ -38,7 +38,7 @@ def test_sweep_equals_the_expression_and_its_gradient(H, W, neighborhood, radius
     g.requires_grad_()
     form, scale = graph._form(l2, offset), graph._inverse_degree(x.dtype, x.device) if normalized else None
     energy, operator = _sweep_slices(x, g.detach(), scale, form)
-    expected = _energy_expression(x, g, scale, form)
+    expected = energy_expression(x, g, scale, form)
     assert_close(energy, expected.detach(), rtol=1e-12, atol=1e-12)
     (gradient,) = torch.autograd.grad(expected.sum(), g)
     assert_close(2 * operator, gradient, rtol=1e-12, atol=1e-12)

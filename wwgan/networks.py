@@ -59,6 +59,8 @@ def initialize_dcgan(module: nn.Module) -> None:
 
 # %% ../nbs/04_networks.ipynb #leaky_relu
 class _LeakyReLU(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x, slope):
         return leaky_relu(x, slope)
@@ -67,6 +69,7 @@ class _LeakyReLU(torch.autograd.Function):
     def setup_context(ctx, inputs, output):
         ctx.slope = inputs[1]
         ctx.save_for_backward(output)  # has the sign of x, and the next layer keeps it anyway
+        ctx.save_for_forward(output)
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -75,6 +78,11 @@ class _LeakyReLU(torch.autograd.Function):
             return None, None
         (output,) = ctx.saved_tensors
         return torch.ops.aten.leaky_relu_backward(gradient, output.detach(), ctx.slope, True), None
+
+    @staticmethod
+    def jvp(ctx, tangent, _):
+        (output,) = ctx.saved_tensors
+        return torch.where(output > 0, tangent, ctx.slope * tangent)
 
 
 class LeakyReLU(nn.Module):
