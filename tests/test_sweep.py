@@ -138,6 +138,34 @@ def test_triton_kernel_equals_the_slices_in_the_interpreter():
     assert "agree" in run.stdout
 
 
+@needs_triton
+@pytest.mark.parametrize(
+    "architecture, dtype, accumulate, channels_last",
+    [(80, "fp32", "fp32", False), (90, "fp32", "fp32", True), (90, "bf16", "fp32", True), (90, "fp64", "fp64", False)],
+)
+def test_triton_kernel_compiles_to_machine_code_for_gpus(architecture, dtype, accumulate, channels_last):
+    """What the interpreter takes a compiler may refuse; Triton's needs no GPU to compile for one."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    constants = dict(
+        L2=1.0,
+        OFFSET=1.0,
+        SCALED=True,
+        CHANNELS_LAST=channels_last,
+        ACCUMULATE=getattr(graph_module.tl, accumulate.replace("fp", "float")),
+        BLOCK=1024,
+    )
+    pointers = dict.fromkeys(("x_ptr", "g_ptr", "operator_ptr"), f"*{dtype}")
+    pointers |= dict.fromkeys(("scale_ptr", "partial_ptr", "weight_ptr"), f"*{accumulate}") | dict(offset_ptr="*i32")
+    names = graph_module._sweep_kernel.arg_names
+    signature = {name: pointers.get(name, "constexpr" if name in constants else "i32") for name in names}
+    constexprs = {(names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(fn=graph_module._sweep_kernel, signature=signature, constexprs=constexprs)
+    code = graph_module.triton.compile(source, target=GPUTarget("cuda", architecture, 32)).asm
+    assert code["cubin"] and f"sm_{architecture}" in code["ptx"]
+
+
 def test_without_triton_the_slices_take_over(monkeypatch):
     monkeypatch.setattr(graph_module, "triton", None)
     graph_module._triton_works.cache_clear()
