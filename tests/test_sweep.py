@@ -1,5 +1,6 @@
 """Energy and operator in one sweep: slices, Triton's kernel and the plain expression agree, with all derivatives."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -159,9 +160,13 @@ def test_triton_kernel_compiles_to_machine_code_for_gpus(architecture, dtype, ac
     pointers = dict.fromkeys(("x_ptr", "g_ptr", "operator_ptr"), f"*{dtype}")
     pointers |= dict.fromkeys(("scale_ptr", "partial_ptr", "weight_ptr"), f"*{accumulate}") | dict(offset_ptr="*i32")
     names = graph_module._sweep_kernel.arg_names
-    signature = {name: pointers.get(name, "constexpr" if name in constants else "i32") for name in names}
-    constexprs = {(names.index(name),): value for name, value in constants.items()}
-    source = ASTSource(fn=graph_module._sweep_kernel, signature=signature, constexprs=constexprs)
+    types = {name: pointers.get(name, "i32") for name in names if name not in constants}
+    if "constexprs" in inspect.signature(ASTSource).parameters:
+        values = dict(constexprs={(names.index(name),): value for name, value in constants.items()})
+        types = {name: types.get(name, "constexpr") for name in names}
+    else:  # Triton before 3.3
+        values = dict(constants=constants)
+    source = ASTSource(fn=graph_module._sweep_kernel, signature=types, **values)
     code = graph_module.triton.compile(source, target=GPUTarget("cuda", architecture, 32)).asm
     assert code["cubin"] and f"sm_{architecture}" in code["ptx"]
 

@@ -178,7 +178,12 @@ def _triton_works(device: torch.device) -> bool:
     return True
 
 
-@torch.library.custom_op("wwgan::sweep", mutates_args=())
+@torch.library.custom_op(
+    "wwgan::sweep",
+    mutates_args=(),
+    schema="(Tensor x, Tensor g, Tensor? scale, int[] offsets, float[] weights, float l2, float offset)"
+    " -> (Tensor, Tensor)",
+)
 def _sweep(
     x: Tensor, g: Tensor, scale: Tensor | None, offsets: list[int], weights: list[float], l2: float, offset: float
 ) -> tuple[Tensor, Tensor]:
