@@ -159,7 +159,7 @@ def torch_activations(network: nn.Module) -> nn.Module:
 
 
 class PlainLoop:
-    """WGAN-GP training with nothing done for speed. wasserstein: penalise in that norm, by convolutions."""
+    """WGAN-GP training with nothing done for speed; the penalty "wasserstein" is computed by convolutions."""
 
     def __init__(self, config: TrainConfig, images: Tensor, device: torch.device, workers: int):
         self.state = TrainState(config, images.shape[1], device)  # networks, and draws of z
@@ -185,9 +185,10 @@ class PlainLoop:
         x = (epsilon * real + (1 - epsilon) * fake).requires_grad_()
         score = self.critic(x)
         (g,) = torch.autograd.grad(score, x, torch.ones_like(score), create_graph=True, retain_graph=True)
-        squared = g.reshape(len(g), -1).square().sum(1)
         if self.config.penalty == "wasserstein":
             squared = written_out_squared_norm(g, x.detach())
+        else:
+            squared = g.reshape(len(g), -1).square().sum(1)
         return self.config.weight * ((squared.sqrt() - 1) ** 2).mean()
 
     def critic_step(self) -> dict[str, float]:
