@@ -24,9 +24,9 @@ from wwgan.benchmark import (
     sliced_squared_norm,
     summary_table,
     updates,
-    write_record,
     written_out_squared_norm,
 )
+from wwgan.data import write_json
 from wwgan.penalty import Wasserstein
 from wwgan.training import TrainConfig, TrainState, critic_losses, hand_memory_back
 
@@ -157,7 +157,7 @@ def test_wrong_options_are_refused_with_one_line_and_code_2(arguments, words, ca
 
 def test_records_are_read_back_and_a_missing_one_is_not_measured(tmp_path):
     assert read_records(tmp_path) == {"CPU": None, "GPU": None}
-    write_record(dict(a=1), tmp_path / benchmark.RESULTS["CPU"])
+    write_json(tmp_path / benchmark.RESULTS["CPU"], dict(a=1))
     assert read_records(tmp_path) == {"CPU": dict(a=1), "GPU": None}
 
 

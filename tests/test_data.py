@@ -81,7 +81,7 @@ def alone(monkeypatch, tmp_path):
     def no_network(url):
         raise OSError("no network in tests")
 
-    monkeypatch.setattr(data, "_probe", no_network)
+    monkeypatch.setattr(data, "reach", no_network)
 
 
 # ---- small functions
@@ -212,7 +212,7 @@ def test_cifar10_download(tmp_path, monkeypatch):
             made["train"], made["test"] = cifar_batches(folder, monkeypatch)
             (folder / CIFAR10.filename).write_bytes(b"archive")
 
-    monkeypatch.setattr(data, "_probe", lambda url: None)
+    monkeypatch.setattr(data, "reach", lambda url: None)
     monkeypatch.setattr(CIFAR10, "download", download)
     images = load_images("cifar10", tmp_path / "new")
     assert np.array_equal(images, made["train"])
@@ -224,7 +224,7 @@ def test_cifar10_download(tmp_path, monkeypatch):
 def test_failed_download(tmp_path, monkeypatch, dataset, reachable):
     """Says what was looked for and what to do, in seconds, and leaves nothing behind."""
     if reachable:
-        monkeypatch.setattr(data, "_probe", lambda url: None)
+        monkeypatch.setattr(data, "reach", lambda url: None)
 
     def half(self):
         (Path(self.root) / "half.zip").write_bytes(b"half")

@@ -6,8 +6,7 @@
 __all__ = ['METRICS', 'SCALES', 'RESULTS', 'seconds_of', 'timer_of', 'interleaved', 'ratio', 'written_out_squared_norm',
            'sliced_squared_norm', 'PlainImages', 'torch_activations', 'PlainLoop', 'Way', 'updates', 'peak_memory',
            'peak_of', 'contestants', 'operations_of', 'matrix_product', 'Scale', 'step_costs', 'penalty_costs',
-           'ways_of_training', 'training_costs', 'memory_costs', 'measure', 'summary_table', 'read_records',
-           'write_record', 'main']
+           'ways_of_training', 'training_costs', 'memory_costs', 'measure', 'summary_table', 'read_records', 'main']
 
 # %% ../nbs/08_benchmark.ipynb #imports
 import argparse
@@ -30,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import flop_registry
 
-from .data import project_root, unknown_name
+from .data import project_root, unknown_name, write_json
 from .graph import _Form, energy_expression, half_ball
 from .networks import LeakyReLU
 from .penalty import Euclidean, GroundMetric, Sobolev, Wasserstein
@@ -44,7 +43,6 @@ from wwgan.training import (
     provenance,
     repeatable_convolutions,
     update,
-    write_atomically,
 )
 
 # %% ../nbs/08_benchmark.ipynb #interleaved
@@ -647,13 +645,6 @@ def read_records(folder: Path | None = None) -> dict[str, dict[str, Any] | None]
     return {heading: read(folder / name) for heading, name in RESULTS.items()}
 
 
-def write_record(record: Mapping[str, Any], path: Path) -> None:
-    """Write what `measure` returned, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
-
-
 def main(argv: Iterable[str] | None = None) -> int:
     """Measure, print the table, and write the record where asked; the exit code."""
     parser = argparse.ArgumentParser(
@@ -669,7 +660,7 @@ def main(argv: Iterable[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if options.out:
-        write_record(record, options.out)
+        write_json(options.out, record)
     print(summary_table({record["provenance"]["device"]: record}))
     return 0
 

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'SPLITS', 'to_float', 'to_uint8', 'sample_images', 'unknown_name', 'Dataset', 'default_size',
-           'project_root', 'load_images', 'content_hash']
+           'project_root', 'reach', 'load_images', 'content_hash', 'write_atomically', 'write_json']
 
 # %% ../nbs/03_data.ipynb #imports
 import contextlib
 import difflib
 import hashlib
 import importlib.util
+import json
 import math
 import os
 import re
@@ -280,7 +281,7 @@ def _sweep(folder: Path) -> None:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
-def _probe(url: str) -> None:
+def reach(url: str) -> None:
     """Raise OSError in seconds if the server of `url` cannot be reached."""
     with contextlib.suppress(urllib.error.HTTPError):  # any answer is an answer
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_DOWNLOAD_TIMEOUT).close()
@@ -295,7 +296,7 @@ def _download(dataset: str, url: str, fetch: Callable[[Path], Path], target: Pat
     missing = [p for p in (target, *target.parents) if not p.exists()]
     timeout = socket.getdefaulttimeout()
     try:
-        _probe(url)
+        reach(url)
         tmp.mkdir(parents=True)
         _sweep(target.parent)
         socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)
@@ -565,3 +566,23 @@ def content_hash(images: torch.Tensor, chunk_bytes: int = 2**24) -> str:
     for chunk in images.split(rows):
         digest.update(chunk.cpu().contiguous().numpy())
     return digest.hexdigest()
+
+# %% ../nbs/03_data.ipynb #write_atomically
+def write_atomically(path: Path, write: Callable) -> None:
+    """Call write(file) on a temporary binary file beside `path`, flush it to the disk, and rename it to `path`."""
+    temporary = _temporary(path)
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value) -> None:
+    """Write plain values as JSON to `path`, whole or not at all; its folder is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))

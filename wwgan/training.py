@@ -6,10 +6,10 @@
 __all__ = ['PENALTY_WEIGHTS', 'PRECISIONS', 'GROUND_FIELDS', 'PRESETS', 'MAY_CHANGE', 'setting', 'TrainConfig', 'check_names',
            'make_config', 'parameters_of', 'fake_images', 'critic_losses', 'generator_loss', 'compiled', 'pick_device',
            'stream_seed', 'memory_format', 'TrainState', 'real_images', 'critic_step', 'generator_step', 'update',
-           'check_compiled', 'keep_memory', 'hand_memory_back', 'write_atomically', 'provenance', 'fixed_random',
-           'generate', 'draw_samples', 'image_grid', 'gradient_norms', 'preflight', 'make_run_folder', 'RunFolder',
-           'read_metrics', 'read_checkpoint', 'check_same_run', 'Run', 'load_run', 'repeatable_convolutions', 'train',
-           'Stopwatch', 'main']
+           'check_compiled', 'keep_memory', 'hand_memory_back', 'provenance', 'fixed_random', 'generate',
+           'draw_samples', 'draw_many', 'evaluate', 'image_grid', 'gradient_norms', 'preflight', 'make_run_folder',
+           'RunFolder', 'read_metrics', 'read_evaluations', 'best_evaluation', 'read_checkpoint', 'check_same_run',
+           'Run', 'load_run', 'repeatable_convolutions', 'train', 'Stopwatch', 'main']
 
 # %% ../nbs/05_training.ipynb #imports
 import argparse
@@ -17,7 +17,6 @@ import copy
 import ctypes
 import hashlib
 import json
-import os
 import platform
 import re
 import subprocess
@@ -34,7 +33,18 @@ from typing import Any, get_args, get_type_hints
 import torch
 from torch import Tensor, nn
 
-from .data import content_hash, default_size, load_images, project_root, sample_images, to_uint8, unknown_name
+from wwgan.data import (
+    content_hash,
+    default_size,
+    load_images,
+    project_root,
+    sample_images,
+    to_uint8,
+    unknown_name,
+    write_atomically,
+    write_json,
+)
+from .evaluation import FEATURES, Evaluator, main_score
 from .graph import NEIGHBORHOODS
 from .networks import ARCHITECTURES, make_networks
 from wwgan.penalty import (
@@ -150,6 +160,10 @@ class TrainConfig:
     log_interval: int = setting(50, "generator updates between lines of metrics.jsonl")
     sample_interval: int = setting(500, "... between sample grids")
     checkpoint_interval: int = setting(1000, "... between checkpoints")
+    eval_interval: int = setting(0, "... between evaluations, each against all training images; 0: none")
+    eval_features: str = setting("efficientnet", "where to compare: inception (FID), efficientnet (offline) or pixels")
+    eval_samples: int = setting(2000, "generated images in an evaluation")
+    eval_weights: str | None = setting(None, "file of the Inception weights; None: torch's cache, or downloaded")
     run_dir: str | None = setting(None, "the run's folder; None: a new one under data/runs/ of the repository")
     resume: bool = setting(False, "go on from the last checkpoint in run_dir")
 
@@ -157,7 +171,7 @@ class TrainConfig:
         for name, hint in get_type_hints(type(self)).items():
             object.__setattr__(self, name, _read_setting(name, hint, getattr(self, name)))
         self._check_names()
-        for name in ("data_dir", "run_dir"):
+        for name in ("data_dir", "run_dir", "eval_weights"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, str(Path(getattr(self, name)).expanduser()))
         family = ARCHITECTURES[self.architecture]
@@ -179,7 +193,11 @@ class TrainConfig:
     def _check_names(self):
         default_size(self.dataset)  # refuses an unknown data set
         for name, known in dict(
-            architecture=ARCHITECTURES, penalty=GROUND_METRICS, points=POINTS, precision=PRECISIONS
+            architecture=ARCHITECTURES,
+            penalty=GROUND_METRICS,
+            points=POINTS,
+            precision=PRECISIONS,
+            eval_features=FEATURES,
         ).items():
             if getattr(self, name) not in known:
                 raise unknown_name(name, getattr(self, name), known)
@@ -209,6 +227,9 @@ class TrainConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, least in dict(eval_interval=0, eval_samples=2).items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not 0 < self.lr < float("inf"):
             raise ValueError(f"lr must be positive and finite, got {self.lr}")
         if not 0 <= self.weight < float("inf"):
@@ -566,24 +587,7 @@ def _mallopt(map_above: int, trim_above: int) -> bool:
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
     return bool(mallopt(M_TRIM_THRESHOLD, trim_above)) and bool(mallopt(M_MMAP_THRESHOLD, map_above))
 
-# %% ../nbs/05_training.ipynb #write_atomically
-def write_atomically(path: Path, write) -> None:
-    """Call write(file) on a temporary binary file beside `path`, flush it to the disk, and rename it to `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _write_json(path: Path, value) -> None:
-    write_atomically(path, lambda file: file.write((json.dumps(value, indent=2) + "\n").encode()))
-
-
+# %% ../nbs/05_training.ipynb #provenance
 def _git(*arguments: str) -> str | None:
     """Output of git in the folder of this package's source; None without git or outside a checkout."""
     try:
@@ -638,6 +642,18 @@ def generate(generator: nn.Module, z: Tensor) -> Tensor:
 def draw_samples(state: TrainState, n: int = 64) -> Tensor:
     """n generated images (n, C, H, W) in [-1, 1] from the run's fixed latent batch."""
     return generate(state.sampler, state.latent(n, fixed_random(state, "samples")))
+
+
+def draw_many(state: TrainState, n: int, batch_size: int = 250) -> Tensor:
+    """n generated images, uint8 (n, C, H, W) on the run's device, from latent vectors that stay the same all run."""
+    random = fixed_random(state, "evaluation")
+    batches = (state.latent(len(part), random) for part in torch.arange(n).split(batch_size))
+    return torch.cat([to_uint8(generate(state.sampler, z)) for z in batches])
+
+
+def evaluate(state: TrainState, evaluator: Evaluator) -> dict[str, Any]:
+    """Scores of the generator at this point, with their protocol; draws nothing from the run's random state."""
+    return evaluator(draw_many(state, evaluator.samples))
 
 
 def image_grid(images: Tensor, columns: int = 8) -> Tensor:
@@ -710,17 +726,19 @@ class RunFolder:
         self.path = path
         for name in ("samples", "checkpoints"):
             (path / name).mkdir(exist_ok=True)
-        _write_json(path / "config.json", asdict(config) | dict(resume=False))
+        write_json(path / "config.json", asdict(config) | dict(resume=False))
         if step:
             for picture in path.glob("samples/step_*.png"):
                 if int(picture.stem.removeprefix("step_")) > step:
                     picture.unlink()  # of a later state that could not be read back
             first = json.loads((path / "provenance.json").read_text(encoding="utf-8"))
             origin = first | dict(resumed=[*first.get("resumed", []), dict(step=step, **origin)])
-        _write_json(path / "provenance.json", origin)
+        write_json(path / "provenance.json", origin)
         self.history = [line for line in read_metrics(path) if line["step"] <= step]
-        text = "".join(json.dumps(line) + "\n" for line in self.history)
-        write_atomically(path / "metrics.jsonl", lambda file: file.write(text.encode()))
+        self.evaluations = [line for line in read_evaluations(path) if line["step"] <= step]
+        for name, lines in dict(metrics=self.history, evaluations=self.evaluations).items():
+            if lines or name == "metrics":
+                _write_lines(path / f"{name}.jsonl", lines)
         self._events = _event_writer(path, step)
         self._thread, self._pending = ThreadPoolExecutor(1, "wwgan-writer"), Future()
         self._pending.set_result(None)
@@ -734,11 +752,26 @@ class RunFolder:
         if self._pending.done():
             self._pending.result()  # raises what went wrong in writing
         self.history.append(line)
-        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+        self._append("metrics.jsonl", line)
+        self._plot(line["step"], {name: value for name, value in line.items() if name != "step"})
+
+    def evaluation(self, line: dict[str, Any], state: TrainState) -> None:
+        """Append scores with their protocol to evaluations.jsonl, and to TensorBoard; keep the best state so far."""
+        self.evaluations.append(line)
+        self._append("evaluations.jsonl", line)
+        self._plot(line["step"], {f"evaluation/{name}": value for name, value in line["scores"].items()})
+        if line is best_evaluation(self.evaluations):
+            content = _snapshot(state.state_dict()) | dict(evaluation=line)
+            self._write(write_atomically, self.path / "checkpoints" / "best.pt", lambda file: torch.save(content, file))
+
+    def _append(self, name: str, line: Mapping[str, Any]) -> None:
+        with open(self.path / name, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        for name, value in line.items():
-            if self._events and name != "step":
-                self._events.add_scalar(name, value, line["step"])
+
+    def _plot(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            if self._events:
+                self._events.add_scalar(name, value, step)
 
     def samples(self, step: int, images: Tensor) -> None:
         """Save a grid of generated images (n, C, H, W) in [-1, 1]."""
@@ -781,21 +814,42 @@ def _event_writer(path: Path, step: int):
     return SummaryWriter(str(path), purge_step=step + 1 if step else None)
 
 
-def read_metrics(run_dir) -> list[dict[str, float]]:
-    """The lines of a run's metrics.jsonl, oldest first; none before it begins. A last line cut short is left out."""
-    path = Path(run_dir) / "metrics.jsonl"
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file with one a line; none if it is not there. A last line cut short is left out."""
     lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
     return [json.loads(line) for line in lines]
 
 
-def read_checkpoint(run_dir) -> dict[str, Any]:
+def _write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def read_metrics(run_dir) -> list[dict[str, float]]:
+    """The lines of a run's metrics.jsonl, oldest first; none before it begins."""
+    return _read_lines(Path(run_dir) / "metrics.jsonl")
+
+
+def read_evaluations(run_dir) -> list[dict[str, Any]]:
+    """The lines of a run's evaluations.jsonl, oldest first: "step", "seconds", and what `Evaluator` returns."""
+    return _read_lines(Path(run_dir) / "evaluations.jsonl")
+
+
+def best_evaluation(evaluations: list[dict[str, Any]]) -> dict[str, Any]:
+    """The evaluation with the smallest Frechet distance, the first of equal ones."""
+    return min(evaluations, key=main_score)
+
+
+def read_checkpoint(run_dir, best: bool = False) -> dict[str, Any]:
     """The newest checkpoint of a run that can be read. Only tensors and plain containers are loaded, never code.
 
-    Raises FileNotFoundError when there is none, ValueError when none can be read.
+    best: the one with the best evaluation instead. Raises FileNotFoundError when there is none, ValueError when none
+    can be read.
     """
-    paths = sorted(Path(run_dir).glob("checkpoints/step_*.pt"), reverse=True)
+    pattern = "best.pt" if best else "step_*.pt"
+    paths = sorted(Path(run_dir).glob(f"checkpoints/{pattern}"), reverse=True)
     if not paths:
-        raise FileNotFoundError(f"{run_dir} has no checkpoints/step_*.pt")
+        raise FileNotFoundError(f"{run_dir} has no checkpoints/{pattern}")
     for path in paths:
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -813,6 +867,8 @@ MAY_CHANGE = (
     "log_interval",
     "sample_interval",
     "checkpoint_interval",
+    "eval_interval",
+    "eval_weights",
     "run_dir",
     "resume",
 )
@@ -831,11 +887,15 @@ def check_same_run(stored: TrainConfig, now: TrainConfig) -> None:
 # %% ../nbs/05_training.ipynb #run
 @dataclass
 class Run:
-    """A training run. state: networks and random state. run_dir: its folder. history: the lines of metrics.jsonl."""
+    """A training run. state: networks and random state. run_dir: its folder.
+
+    history, evaluations: the lines of metrics.jsonl and of evaluations.jsonl.
+    """
 
     state: TrainState
     run_dir: Path
     history: list[dict[str, float]]
+    evaluations: list[dict[str, Any]]
 
     @property
     def config(self) -> TrainConfig:
@@ -857,12 +917,12 @@ class Run:
         return sorted(self.run_dir.glob("samples/step_*.png"))
 
 
-def load_run(run_dir, device: str = "auto") -> Run:
-    """A recorded run at its newest checkpoint, to draw samples from or to look into. Raises as `read_checkpoint`."""
-    checkpoint = read_checkpoint(run_dir)
+def load_run(run_dir, device: str = "auto", best: bool = False) -> Run:
+    """A recorded run at its newest or best checkpoint, to draw samples from. Raises as `read_checkpoint`."""
+    checkpoint = read_checkpoint(run_dir, best)
     state = TrainState(TrainConfig(**checkpoint["config"]), checkpoint["channels"], pick_device(device))
     state.load_state_dict(checkpoint)
-    return Run(state, Path(run_dir), read_metrics(run_dir))
+    return Run(state, Path(run_dir), read_metrics(run_dir), read_evaluations(run_dir))
 
 
 def repeatable_convolutions():
@@ -893,6 +953,7 @@ def train(config: TrainConfig, progress: bool = True) -> Run:
     origin = provenance(config, images, device)
     if checkpoint:
         _check_same_images(config.run_dir, origin)
+    evaluator = _evaluator(config, images, progress)
     state = TrainState(config, images.shape[1], device)
     if checkpoint:
         state.load_state_dict(checkpoint)
@@ -905,10 +966,10 @@ def train(config: TrainConfig, progress: bool = True) -> Run:
     folder = RunFolder(make_run_folder(config), config, origin, state.step)
     try:
         with repeatable_convolutions():
-            _train_loop(state, images, folder, progress)
+            _train_loop(state, images, folder, evaluator, progress)
     finally:
         folder.close()
-    return Run(state, folder.path, folder.history)
+    return Run(state, folder.path, folder.history, folder.evaluations)
 
 
 def _check_same_images(run_dir: str, origin: Mapping[str, Any]) -> None:
@@ -920,7 +981,23 @@ def _check_same_images(run_dir: str, origin: Mapping[str, Any]) -> None:
         )
 
 
-def _train_loop(state: TrainState, images: Tensor, folder: RunFolder, progress: bool) -> None:
+def _evaluator(config: TrainConfig, images: Tensor, progress: bool) -> Evaluator | None:
+    if not config.eval_interval:
+        return None
+    return Evaluator(
+        images,
+        config.eval_features,
+        config.eval_samples,
+        weights=config.eval_weights,
+        cache_dir=Path(config.data_dir or project_root() / "data") / "cache",
+        about=dict(dataset=config.dataset, split="train"),
+        progress=progress,
+    )
+
+
+def _train_loop(
+    state: TrainState, images: Tensor, folder: RunFolder, evaluator: Evaluator | None, progress: bool
+) -> None:
     from tqdm import tqdm
 
     config, ground = state.config, state.config.ground()
@@ -943,10 +1020,7 @@ def _train_loop(state: TrainState, images: Tensor, folder: RunFolder, progress: 
         finite = torch.stack(list(losses.values())).isfinite().all()
         first_bad = torch.where(finite | (first_bad > 0), first_bad, step)
         state.step = step
-        due = {
-            name: step == config.steps or step % getattr(config, f"{name}_interval") == 0
-            for name in ("log", "sample", "checkpoint")
-        }
+        due = {name: _is_due(config, name, step) for name in ("log", "sample", "eval", "checkpoint")}
         if any(due.values()):
             _check_finite(state, losses, first_bad, folder)
         if due["log"]:
@@ -954,24 +1028,44 @@ def _train_loop(state: TrainState, images: Tensor, folder: RunFolder, progress: 
             updates.set_postfix(distance=f"{losses['distance'].item():.3f}", refresh=False)
         if due["sample"]:
             folder.samples(step, draw_samples(state))
+        if due["eval"]:
+            with clock.stopped():
+                folder.evaluation(dict(step=step, seconds=round(state.seconds, 3)) | evaluate(state, evaluator), state)
         if due["checkpoint"]:
             folder.checkpoint(state)
+
+
+def _is_due(config: TrainConfig, name: str, step: int) -> bool:
+    interval = getattr(config, f"{name}_interval")
+    return interval > 0 and (step == config.steps or step % interval == 0)
 
 
 class Stopwatch:
     """Time and throughput of a run; the time of earlier parts of a resumed run counts."""
 
     def __init__(self, state: TrainState):
-        self.state, self.step, self.then = state, state.step, time.perf_counter()
+        self.state, self.step, self.since, self.then = state, state.step, 0.0, time.perf_counter()
 
     def read(self) -> dict[str, float]:
         """Seconds trained so far, and real images a second through the critic since the last reading."""
-        now, state = time.perf_counter(), self.state
+        state = self.state
         images = (state.step - self.step) * state.config.critic_steps * state.config.batch_size
-        rate = images / (now - self.then)
-        state.seconds += now - self.then
-        self.step, self.then = state.step, now
+        self._count()
+        rate, self.step, self.since = images / self.since, state.step, 0.0
         return dict(images_per_second=round(rate, 1), seconds=round(state.seconds, 3))
+
+    @contextmanager
+    def stopped(self):
+        """Time in here is not training time."""
+        self._count()
+        yield
+        self.then = time.perf_counter()
+
+    def _count(self) -> None:
+        now = time.perf_counter()
+        self.state.seconds += now - self.then
+        self.since += now - self.then
+        self.then = now
 
 
 def _numbers(values: Mapping[str, Tensor]) -> dict[str, float]:
