@@ -75,6 +75,14 @@ def test_training_notebook_runs(tmp_path, make_data, shape):
     assert str(run) in (tmp_path / "out.ipynb").read_text()
 
 
+def test_training_notebook_shows_evaluations(tmp_path):
+    settings = dict(eval_interval=2, eval_features="pixels", eval_samples=40)
+    result = papermill(tmp_path, preset="smoke", data_dir=tmp_path / "data", run_dir=tmp_path / "run", **settings)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert len((tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()) == 2
+    assert pictures_in(tmp_path / "out.ipynb") == 6 and "floor_samples" in (tmp_path / "out.ipynb").read_text()
+
+
 def test_training_notebook_resumes(tmp_path):
     parameters = dict(run_dir=tmp_path / "run")
     assert papermill(tmp_path, preset="smoke", steps=2, data_dir=tmp_path / "data", **parameters).returncode == 0
@@ -129,3 +137,12 @@ def test_cost_study_measures_at_smoke_size_and_draws(tmp_path):
     assert recorded["scale"] == "smoke" and recorded["provenance"]["device"].startswith("cpu")
     assert Image.open(tmp_path / "cost.png").width > 800 and pictures_in(tmp_path / "out.ipynb") == 1
     assert "| not measured |" in (tmp_path / "out.ipynb").read_text()
+
+
+def test_main_study_reruns_at_smoke_size(tmp_path):
+    where = dict(results=tmp_path / "results", data_dir=tmp_path / "data", device="cpu")
+    result = papermill(tmp_path, "figures/fid.ipynb", rerun="true", scale="smoke", **where)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert len(list((tmp_path / "results").glob("*/evaluations.jsonl"))) == 6
+    assert pictures_in(tmp_path / "out.ipynb") == 1
+    assert "results folder of their own" in papermill(tmp_path, "figures/fid.ipynb", scale="smoke").stderr

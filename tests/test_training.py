@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+import time
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import FrozenInstanceError, asdict, fields
 from pathlib import Path
@@ -29,6 +30,7 @@ from wwgan.training import (
     load_run,
     make_config,
     parameters_of,
+    read_evaluations,
     read_metrics,
     train,
 )
@@ -450,3 +452,78 @@ def test_help_lists_every_setting():
         [sys.executable, "-m", "wwgan.training", "--help"], capture_output=True, text=True, check=True
     )
     assert all(f"--{f.name}" in result.stdout for f in fields(TrainConfig)) and "--preset" in result.stdout
+
+
+EVALUATED = dict(steps=6, eval_interval=2, eval_features="pixels", eval_samples=40)
+
+
+def test_evaluation_leaves_the_run_as_it_would_be_without(smoke):
+    plain, evaluated = train(smoke("plain", steps=6), progress=False), train(smoke(**EVALUATED), progress=False)
+    assert all(map(torch.equal, tensors(plain), tensors(evaluated)))
+    assert torch.equal(plain.state.random.get_state(), evaluated.state.random.get_state())
+    assert plain.evaluations == [] and not (plain.run_dir / "evaluations.jsonl").exists()
+    losses = [
+        [{k: v for k, v in line.items() if "second" not in k} for line in run.history] for run in (plain, evaluated)
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_evaluations_are_written_with_protocol_and_time_and_shown_by_tensorboard(smoke):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = train(smoke(**EVALUATED), progress=False)
+    assert [line["step"] for line in run.evaluations] == [2, 4, 6] and read_evaluations(run.run_dir) == run.evaluations
+    for line in run.evaluations:
+        assert {"scores", "floor", "protocol", "seconds", "step"} == set(line)
+        assert line["protocol"]["dataset"] == "digits" and line["protocol"]["split"] == "train"
+        assert (
+            line["protocol"]["real_sha256"]
+            == json.loads((run.run_dir / "provenance.json").read_text())["dataset_sha256"]
+        )
+    events = EventAccumulator(str(run.run_dir))
+    events.Reload()
+    shown = [event.value for event in events.Scalars("evaluation/frechet")]
+    assert shown == pytest.approx([line["scores"]["frechet"] for line in run.evaluations])
+
+
+def test_best_checkpoint_is_the_state_with_the_best_score(smoke, monkeypatch):
+    scores = iter([3.0, 1.0, 2.0])
+    line = lambda: dict(scores=dict(frechet=next(scores)), floor={}, protocol=dict(features="pixels"))
+    monkeypatch.setattr(training, "evaluate", lambda state, evaluator: line())
+    run = train(smoke(**EVALUATED), progress=False)
+    best = load_run(run.run_dir, "cpu", best=True)
+    assert best.state.step == 4 and load_run(run.run_dir, "cpu").state.step == 6
+    checkpoint = torch.load(run.run_dir / "checkpoints" / "step_0000004.pt", weights_only=True)
+    assert all(torch.equal(best.state.critic.state_dict()[name], value) for name, value in checkpoint["critic"].items())
+    assert training.read_checkpoint(run.run_dir, best=True)["evaluation"]["scores"]["frechet"] == 1.0
+
+
+def test_resumed_run_keeps_its_evaluations_without_gaps_or_doubles(smoke):
+    whole = train(smoke("whole", **EVALUATED), progress=False)
+    train(smoke("parts", **EVALUATED | dict(steps=4)), progress=False)
+    again = dict(run_dir=whole.run_dir.with_name("parts"), resume=True)
+    parts = train(make_config(**again, steps=6), progress=False)
+    drop_time = lambda lines: [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+    assert drop_time(parts.evaluations) == drop_time(whole.evaluations)
+    with pytest.raises(ValueError, match="eval_features"):
+        train(make_config(**again, steps=8, eval_features="efficientnet"), progress=False)
+
+
+def test_time_of_evaluation_is_not_training_time(smoke, monkeypatch):
+    line = dict(scores=dict(frechet=1.0), floor={}, protocol=dict(features="pixels"))
+    monkeypatch.setattr(training, "evaluate", lambda *_: time.sleep(5) or line)
+    assert train(smoke(**EVALUATED | dict(steps=2)), progress=False).history[-1]["seconds"] < 5
+
+
+def test_wrong_evaluation_settings_are_refused(smoke, tmp_path):
+    for changes, words in (
+        (dict(eval_features="incepton"), "did you mean 'inception'"),
+        (dict(eval_samples=1), "eval_samples must be at least"),
+        (dict(eval_interval=-1), "eval_interval must be at least 0"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            smoke(**changes)
+    config = smoke(eval_interval=1, eval_features="inception", eval_weights=tmp_path / "none.pth")
+    with pytest.raises(FileNotFoundError, match="no Inception weights"):
+        train(config, progress=False)
+    assert not Path(config.run_dir).exists()
