@@ -1127,6 +1127,8 @@ def main(argv: Iterable[str] | None = None) -> int:
         print("stopped; go on from the last checkpoint with --resume --run_dir <the run's folder>", file=sys.stderr)
         return 130
     print(f"run folder: {run.run_dir}\nsamples:    {run.samples[-1]}")
+    if run.evaluations:
+        print("best evaluation:", json.dumps(best_evaluation(run.evaluations), indent=1))
     return 0
 
 
