@@ -520,23 +520,23 @@ def test_read_only_data_dir(tmp_path, monkeypatch):
     """What is prepared there is used; what is not goes to the user's cache folder; without any, a clear error."""
     ours = tmp_path / "data"
     load_images("digits", ours)
-    writable = data._writable
-    monkeypatch.setattr(data, "_writable", lambda folder: ours not in folder.parents and writable(folder))
+    writable = data.writable
+    monkeypatch.setattr(data, "writable", lambda folder: ours not in folder.parents and writable(folder))
     load_images("digits", ours)
     assert not (tmp_path / "xdg").exists()
     expected = load_images("digits", ours, 8)
     assert len(os.listdir(tmp_path / "xdg/wwgan")) == 1 and len(os.listdir(ours / "cache")) == 1
     monkeypatch.setattr(data, "_prepare", lambda *a: pytest.fail("prepared twice"))
     assert torch.equal(load_images("digits", ours, 8), expected)
-    monkeypatch.setattr(data, "_writable", lambda folder: False)
+    monkeypatch.setattr(data, "writable", lambda folder: False)
     with pytest.raises(OSError, match="written neither to .*XDG_CACHE_HOME"):
         load_images("digits", ours, 4)
 
 
 def test_writable_probe(tmp_path):
     (tmp_path / "file").touch()
-    assert data._writable(tmp_path / "new/cache") and os.listdir(tmp_path / "new/cache") == []
-    assert not data._writable(tmp_path / "file/cache")
+    assert data.writable(tmp_path / "new/cache") and os.listdir(tmp_path / "new/cache") == []
+    assert not data.writable(tmp_path / "file/cache")
 
 
 # ---- real images

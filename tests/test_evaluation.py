@@ -268,6 +268,16 @@ def test_floor_is_what_as_many_real_images_score_against_the_others(digits):
     assert make_evaluator(digits, samples=1400).protocol["floor_samples"] == 750  # half of the real images at most
 
 
+def test_precision_recall_and_kernel_compare_equal_counts(digits):
+    evaluator = make_evaluator(digits, samples=1400)  # leaves 750 real images to compare with
+    found = evaluator(digits[:1400])["scores"]
+    generated = image_features(digits[:750], "pixels")["features"]
+    subset = evaluator.reference.subset
+    assert len(subset) == 750
+    assert (found["precision"], found["recall"]) == manifold_precision_recall(generated, subset)
+    assert found["kernel"] == kernel_distance(generated, subset, 10)[0]
+
+
 def test_scores_are_of_all_real_images(digits):
     found = make_evaluator(digits, samples=100)(digits[:100].flip(3))
     expected = frechet_distance(*(image_features(x, "pixels")["features"] for x in (digits[:100].flip(3), digits)))
@@ -277,7 +287,7 @@ def test_scores_are_of_all_real_images(digits):
 
 def test_statistics_are_kept_by_content_and_made_anew_when_damaged(tmp_path, digits, monkeypatch):
     first = make_evaluator(digits, cache_dir=tmp_path, about=dict(split="train"))
-    (path,) = tmp_path.iterdir()
+    (path,) = tmp_path.glob("*.pt")
     looked_at = []
     original = Evaluator._make_reference
     monkeypatch.setattr(Evaluator, "_make_reference", lambda self, x: looked_at.append(1) or original(self, x))
@@ -287,13 +297,18 @@ def test_statistics_are_kept_by_content_and_made_anew_when_damaged(tmp_path, dig
 
     make_evaluator(digits.flip(0), cache_dir=tmp_path)
     make_evaluator(digits, cache_dir=tmp_path, samples=60)
-    assert len(looked_at) == 2 and len(list(tmp_path.iterdir())) == 3
+    assert len(looked_at) == 2 and len(list(tmp_path.glob("*.pt"))) == 3
 
     path.write_bytes(path.read_bytes()[:1000])
     assert make_evaluator(digits, cache_dir=tmp_path).floor == first.floor and len(looked_at) == 3
     path.write_bytes(pickle.dumps(Hostile(tmp_path / "touched")))
     assert make_evaluator(digits, cache_dir=tmp_path).floor == first.floor
-    assert not (tmp_path / "touched").exists() and len(list(tmp_path.iterdir())) == 3
+    assert not (tmp_path / "touched").exists() and len(list(tmp_path.glob("*.pt"))) == 3
+
+
+def test_a_folder_that_cannot_be_written_keeps_nothing(digits, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert make_evaluator(digits, cache_dir=tmp_path / "file" / "cache").floor == make_evaluator(digits).floor
 
 
 @pytest.mark.parametrize(
@@ -311,8 +326,12 @@ def test_statistics_are_kept_by_content_and_made_anew_when_damaged(tmp_path, dig
             r"compares 50 images of shape \(1, 16, 16\), got \(40, 1, 16, 16\)",
         ),
         (lambda x: make_extractor("pixels", "weights.pth"), ValueError, "weights belong to the inception features"),
-        (lambda x: fid(x, x, features="pixels"), ValueError, "only the distance in inception features is called FID"),
-        (lambda x: inception_score(x, features="efficientnet"), ValueError, "needs inception features"),
+        (lambda x: fid(x, x, features="pixels"), ValueError, "only inception features give the FID"),
+        (
+            lambda x: inception_score(x, features="efficientnet"),
+            ValueError,
+            "only inception features give the Inception Score",
+        ),
         (lambda x: precision_recall(x[:3], x, features="pixels"), ValueError, "4 images in each set, got 3"),
     ],
 )

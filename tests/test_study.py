@@ -1,13 +1,19 @@
 """Studies: what is recorded stays, what was cut off goes on, and nothing of other settings is ever mixed in."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 
 from wwgan import study as studies
-from wwgan.study import Study, main, paired_difference, read_records, read_study, run_study
+from wwgan.study import Study, main, paired_difference, read_records, read_study, run_study, summary_table
 from wwgan.training import train
 
 COMMON = dict(preset="smoke", eval_interval=2, eval_features="pixels", eval_samples=40)
@@ -106,13 +112,144 @@ def test_a_failing_run_does_not_stop_the_others(here, monkeypatch):
     assert [path.name for path in here["results"].iterdir()] == ["wwgan-seed0"]
 
 
-def test_records_of_other_images_are_not_compared(here):
+def change_lines(path, change):
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in change(lines)))
+
+
+def test_records_are_compared_only_if_images_and_protocol_are_the_same(here):
     study = make_study(seeds=[0])
     run_study(study, **here)
-    path = here["results"] / "wwgan-seed0" / "provenance.json"
+    folder = here["results"] / "wwgan-seed0"
+    protocol = lambda **changes: lambda lines: [x | dict(protocol=x["protocol"] | changes) for x in lines]
+    change_lines(folder / "evaluations.jsonl", protocol(statistics_sha256="of another machine"))
+    assert len(read_records(study, here["results"])["wwgan"]) == 1
+    change_lines(folder / "evaluations.jsonl", protocol(samples=41))
+    with pytest.raises(ValueError, match="wwgan-seed0 .* cannot be compared"):
+        read_records(study, here["results"])
+    change_lines(folder / "evaluations.jsonl", protocol(samples=40))
+    path = folder / "provenance.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | dict(dataset_sha256="0")))
     with pytest.raises(ValueError, match="cannot be compared"):
         read_records(study, here["results"])
+    change_lines(folder / "evaluations.jsonl", lambda lines: [*lines, lines[-1]])
+    with pytest.raises(ValueError, match=r"evaluations after updates \[2, 4\], got \[2, 4, 4\]"):
+        read_records(study, here["results"])
+
+
+def test_table_of_a_study_in_part(here):
+    study = make_study()
+    run_study(study, **here, only=["wwgan-seed0", "wwgan-seed1", "wgan-gp-seed1"])
+    table = summary_table(read_records(study, here["results"]), "wgan-gp")
+    assert "| wgan-gp | 1 |" in table and "| wwgan | 2 |" in table and "real images (40)" in table
+
+
+def test_settings_added_since_have_their_defaults(here):
+    study = make_study(seeds=[0])
+    run_study(study, **here)
+    path = here["results"] / "wwgan-seed0" / "config.json"
+    stored = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in stored.items() if name != "compile"}))
+    assert len(read_records(study, here["results"])["wwgan"]) == 1
+    path.write_text("{")
+    with pytest.raises(ValueError, match="config.json does not hold the settings of a run"):
+        read_records(study, here["results"])
+
+
+def start_study(tmp_path, data_dir, **changes):
+    """A study of long runs in a process of its own, and the numbers of its runs' processes once they train."""
+    path = tmp_path / "study.json"
+    settings = {"a": dict(penalty="euclidean"), "b": dict(penalty="wasserstein"), "c": dict(penalty="sobolev")}
+    content = dict(common=COMMON | dict(steps=100_000, eval_interval=0, log_interval=10), settings=settings, seeds=[0])
+    path.write_text(json.dumps(content | changes))
+    command = [sys.executable, "-m", "wwgan.study", str(path), "--runs", str(tmp_path / "runs"), "--workers", "2"]
+    process = subprocess.Popen(
+        [*command, "--threads", "1", "--device", "cpu", "--data_dir", str(data_dir)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    wait_for(lambda: len(list(tmp_path.glob("runs/*/metrics.jsonl"))) == 2)
+    return process, children_of(process.pid)
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "took too long"
+        time.sleep(0.1)
+
+
+def children_of(pid):
+    """Processes that train, the resource tracker of multiprocessing left out."""
+    found = subprocess.run(["pgrep", "-P", str(pid), "-f", "spawn_main"], capture_output=True, text=True)
+    return [int(line) for line in found.stdout.split()]
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes the way Linux shows them")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_study_leaves_no_process_behind(tmp_path, data_dir, how):
+    process, children = start_study(tmp_path, data_dir)
+    assert len(children) == 2
+    process.send_signal(how)
+    assert process.wait(timeout=30) == (130 if how == signal.SIGINT else -how)
+    wait_for(lambda: not any(map(is_running, children)))
+    assert not (tmp_path / "runs" / "c-seed0").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes the way Linux shows them")
+def test_a_killed_process_fails_its_run_alone_and_a_second_study_is_refused(tmp_path, data_dir, here):
+    process, children = start_study(tmp_path, data_dir)
+    study = read_study(tmp_path / "study.json")
+    with pytest.raises(RuntimeError, match="a-seed0 failed: .* is being trained by another process"):
+        run_study(study, **here, only=["a-seed0"])
+    os.kill(children[0], signal.SIGKILL)
+    wait_for(lambda: (tmp_path / "runs" / "c-seed0" / "metrics.jsonl").exists())
+    assert is_running(children[1]) and len(children_of(process.pid)) == 2
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+
+
+@pytest.mark.parametrize("folders", [(), ("samples",)])
+def test_a_run_killed_before_its_settings_were_written_begins_anew(here, folders):
+    for name in folders:
+        (here["runs"] / "wwgan-seed0" / name).mkdir(parents=True)
+    run_study(make_study(seeds=[0]), **here, only=["wwgan-seed0"])
+    assert (here["results"] / "wwgan-seed0" / "samples.png").exists()
+
+
+def test_a_folder_of_something_else_is_not_removed(here):
+    precious = here["runs"] / "wwgan-seed0" / "thesis.tex"
+    precious.parent.mkdir(parents=True)
+    precious.write_text("years of work")
+    with pytest.raises(RuntimeError, match="holds no run but thesis.tex"):
+        run_study(make_study(seeds=[0]), **here, only=["wwgan-seed0"])
+    assert precious.exists()
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (dict(workers=0), "workers and threads"),
+        (dict(threads=0), "workers and threads"),
+        (dict(devise="cpu"), "did you mean 'device'"),
+    ],
+)
+def test_wrong_arguments_are_refused(here, changes, words):
+    with pytest.raises(ValueError, match=words):
+        run_study(make_study(), **here | changes)
+
+
+def test_only_may_be_any_iterable(here):
+    run_study(make_study(), **here, only=(name for name in ["wwgan-seed1"]))
+    assert [path.name for path in here["results"].iterdir()] == ["wwgan-seed1"]
 
 
 @pytest.mark.parametrize(
@@ -125,6 +262,7 @@ def test_records_of_other_images_are_not_compared(here):
         ('{"common": {}, "settings": {"a/b": {}}, "seeds": [0]}', "names of settings"),
         ('{"common": {}, "settings": {"a": {"run_dir": "x"}}, "seeds": [0]}', "run_dir"),
         ('{"common": {}, "settings": {"a": 3}, "seeds": [0]}', "does not hold a study"),
+        ('{"common": {}, "settings": {"a": {}}, "seeds": [0, "0"]}', "seeds must be integers"),
         ("[]", "does not hold a study"),
     ],
 )

@@ -498,6 +498,18 @@ def test_best_checkpoint_is_the_state_with_the_best_score(smoke, monkeypatch):
     assert training.read_checkpoint(run.run_dir, best=True)["evaluation"]["scores"]["frechet"] == 1.0
 
 
+def test_best_checkpoint_of_a_later_step_goes_when_a_run_goes_on_from_an_earlier_one(smoke):
+    run = train(smoke(**EVALUATED), progress=False)
+    folder = run.run_dir / "checkpoints"
+    step = training.read_checkpoint(run.run_dir, best=True)["step"]
+    assert step > 2
+    for path in folder.glob("step_*.pt"):
+        if path.name != "step_0000002.pt":
+            path.unlink()
+    train(make_config(run_dir=run.run_dir, resume=True, steps=3, eval_interval=0), progress=False)
+    assert not (folder / "best.pt").exists()
+
+
 def test_resumed_run_keeps_its_evaluations_without_gaps_or_doubles(smoke):
     whole = train(smoke("whole", **EVALUATED), progress=False)
     train(smoke("parts", **EVALUATED | dict(steps=4)), progress=False)
@@ -512,13 +524,13 @@ def test_resumed_run_keeps_its_evaluations_without_gaps_or_doubles(smoke):
 def test_time_of_evaluation_is_not_training_time(smoke, monkeypatch):
     line = dict(scores=dict(frechet=1.0), floor={}, protocol=dict(features="pixels"))
     monkeypatch.setattr(training, "evaluate", lambda *_: time.sleep(5) or line)
-    assert train(smoke(**EVALUATED | dict(steps=2)), progress=False).history[-1]["seconds"] < 5
+    assert train(smoke(**EVALUATED | dict(steps=4)), progress=False).history[-1]["seconds"] < 5
 
 
 def test_wrong_evaluation_settings_are_refused(smoke, tmp_path):
     for changes, words in (
         (dict(eval_features="incepton"), "did you mean 'inception'"),
-        (dict(eval_samples=1), "eval_samples must be at least"),
+        (dict(eval_samples=3), "eval_samples must be at least 4"),
         (dict(eval_interval=-1), "eval_interval must be at least 0"),
     ):
         with pytest.raises(ValueError, match=words):

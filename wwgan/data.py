@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'SPLITS', 'to_float', 'to_uint8', 'sample_images', 'unknown_name', 'Dataset', 'default_size',
-           'project_root', 'reach', 'load_images', 'content_hash', 'write_atomically', 'write_json']
+           'project_root', 'impatient', 'reach', 'writable', 'load_images', 'content_hash', 'write_atomically',
+           'write_json']
 
 # %% ../nbs/03_data.ipynb #imports
 import contextlib
@@ -281,6 +282,17 @@ def _sweep(folder: Path) -> None:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
+@contextlib.contextmanager
+def impatient():
+    """In here a server that is silent for long is an error, an OSError."""
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
 def reach(url: str) -> None:
     """Raise OSError in seconds if the server of `url` cannot be reached."""
     with contextlib.suppress(urllib.error.HTTPError):  # any answer is an answer
@@ -294,13 +306,12 @@ def _download(dataset: str, url: str, fetch: Callable[[Path], Path], target: Pat
     """
     tmp = _temporary(target)
     missing = [p for p in (target, *target.parents) if not p.exists()]
-    timeout = socket.getdefaulttimeout()
     try:
         reach(url)
         tmp.mkdir(parents=True)
         _sweep(target.parent)
-        socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)
-        made = fetch(tmp)
+        with impatient():
+            made = fetch(tmp)
         target.mkdir(exist_ok=True)
         for item in sorted(made.iterdir(), key=Path.is_dir):  # files first: a folder of images makes a dataset complete
             if not (target / item.name).exists():
@@ -313,7 +324,6 @@ def _download(dataset: str, url: str, fetch: Callable[[Path], Path], target: Pat
             f"or pass the data_dir that holds it."
         ) from e
     finally:
-        socket.setdefaulttimeout(timeout)
         shutil.rmtree(tmp, ignore_errors=True)
         for folder in missing:
             with contextlib.suppress(OSError):
@@ -447,7 +457,7 @@ def _open_cache(path: Path, source: _Source, size: int) -> torch.Tensor | None:
     return torch.from_numpy(array) if complete and array.shape == expected else None
 
 
-def _writable(folder: Path) -> bool:
+def writable(folder: Path) -> bool:
     """Whether files can be made in `folder`, which is made if need be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -503,7 +513,7 @@ def _cached(source: _Source, size: int, name: str, folders: Sequence[Path]) -> t
     for folder in folders:
         if (images := _open_cache(folder / name, source, size)) is not None:
             return images
-    folder = next(filter(_writable, folders), None)
+    folder = next(filter(writable, folders), None)
     if folder is None:
         raise OSError(
             f"the prepared images can be written neither to {' nor to '.join(map(str, folders))}: "

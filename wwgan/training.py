@@ -9,7 +9,7 @@ __all__ = ['PENALTY_WEIGHTS', 'PRECISIONS', 'GROUND_FIELDS', 'PRESETS', 'MAY_CHA
            'check_compiled', 'keep_memory', 'hand_memory_back', 'provenance', 'fixed_random', 'generate',
            'draw_samples', 'draw_many', 'evaluate', 'image_grid', 'gradient_norms', 'preflight', 'make_run_folder',
            'RunFolder', 'read_metrics', 'read_evaluations', 'best_evaluation', 'read_checkpoint', 'check_same_run',
-           'Run', 'load_run', 'repeatable_convolutions', 'train', 'Stopwatch', 'main']
+           'Run', 'load_run', 'repeatable_convolutions', 'train', 'is_due', 'Stopwatch', 'main']
 
 # %% ../nbs/05_training.ipynb #imports
 import argparse
@@ -227,7 +227,7 @@ class TrainConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name, least in dict(eval_interval=0, eval_samples=2).items():
+        for name, least in dict(eval_interval=0, eval_samples=4).items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not 0 < self.lr < float("inf"):
@@ -713,6 +713,13 @@ def _snapshot(value):
     return type(value)(map(_snapshot, value)) if isinstance(value, (list, tuple)) else value
 
 
+def _remove_later_best(path: Path, step: int) -> None:
+    """best.pt of a run that goes on from an earlier step: its evaluation will be made, and written, again."""
+    best = path / "checkpoints" / "best.pt"
+    if best.exists() and torch.load(best, map_location="cpu", weights_only=True)["step"] > step:
+        best.unlink()
+
+
 class RunFolder:
     """Writes down one run in `path`: settings, origin, metrics, sample grids, checkpoints, TensorBoard events.
 
@@ -731,6 +738,7 @@ class RunFolder:
             for picture in path.glob("samples/step_*.png"):
                 if int(picture.stem.removeprefix("step_")) > step:
                     picture.unlink()  # of a later state that could not be read back
+            _remove_later_best(path, step)
             first = json.loads((path / "provenance.json").read_text(encoding="utf-8"))
             origin = first | dict(resumed=[*first.get("resumed", []), dict(step=step, **origin)])
         write_json(path / "provenance.json", origin)
@@ -1020,7 +1028,7 @@ def _train_loop(
         finite = torch.stack(list(losses.values())).isfinite().all()
         first_bad = torch.where(finite | (first_bad > 0), first_bad, step)
         state.step = step
-        due = {name: _is_due(config, name, step) for name in ("log", "sample", "eval", "checkpoint")}
+        due = {name: is_due(config, name, step) for name in ("log", "sample", "eval", "checkpoint")}
         if any(due.values()):
             _check_finite(state, losses, first_bad, folder)
         if due["log"]:
@@ -1035,7 +1043,8 @@ def _train_loop(
             folder.checkpoint(state)
 
 
-def _is_due(config: TrainConfig, name: str, step: int) -> bool:
+def is_due(config: TrainConfig, name: str, step: int) -> bool:
+    """Whether "log", "sample", "eval" or "checkpoint" comes after this update: every interval, and after the last."""
     interval = getattr(config, f"{name}_interval")
     return interval > 0 and (step == config.steps or step % interval == 0)
 

@@ -1,0 +1,153 @@
+"""Perturbations are what they say: seeded, growing with their strength, measured in pixels, and refused by name."""
+
+import pytest
+import torch
+
+from wwgan.data import load_images, to_float
+from wwgan.metric import wasserstein2
+from wwgan.perturbation import (
+    PERTURBATIONS,
+    displacement,
+    euclidean_displacement,
+    path_profile,
+    perturb,
+    piece_lengths,
+    response,
+    strength_of_size,
+    unit_mass,
+)
+
+by_name = pytest.mark.parametrize("name", PERTURBATIONS)
+
+
+def colours(n=12, size=16):
+    """Smooth coloured random images in [-1, 1]."""
+    coarse = torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    return 2 * torch.nn.functional.interpolate(coarse, (size, size), mode="bilinear", align_corners=True) - 1
+
+
+@by_name
+def test_same_seed_same_images_and_another_seed_others(name):
+    x, strength = colours(), PERTURBATIONS[name].strongest / 2
+    before = torch.get_rng_state()
+    first = perturb(x, name, strength, seed=1)
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(first, perturb(x, name, strength, seed=1)) and not torch.equal(first, x)
+    assert torch.equal(first, perturb(x, name, strength, seed=2)) == (name in ("blur", "jpeg"))
+    assert torch.equal(perturb(x, name, 0), x) and first.shape == x.shape and first.abs().max() <= 1
+
+
+@by_name
+def test_images_move_farther_the_greater_the_strength(name):
+    x = colours()
+    sizes = [euclidean_displacement(x, perturb(x, name, s * PERTURBATIONS[name].strongest)) for s in (0.05, 0.2, 0.5)]
+    means = [size.mean().item() for size in sizes]
+    assert 0 < means[0] < means[1] < means[2]
+
+
+@by_name
+def test_size_is_matched(name):
+    x = colours()
+    strength = strength_of_size(x, name, 0.4)
+    if strength is None:
+        assert euclidean_displacement(x, perturb(x, name, PERTURBATIONS[name].strongest)).mean() < 0.4
+    else:
+        size = euclidean_displacement(x, perturb(x, name, strength)).mean().item()
+        least = 1.0 if name == "jpeg" else 0.52  # those that hit pixels go in steps, JPEG begins with a large one
+        assert 0.4 <= size < least
+
+
+@pytest.mark.parametrize("shape", [(1, 15, 9), (3, 32, 32), (3, 5, 7)])
+def test_any_size_and_channels(shape):
+    x = 2 * torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)) - 1
+    for name, kind in PERTURBATIONS.items():
+        if name == "block shuffling" and shape[1] % 4:
+            with pytest.raises(ValueError, match="multiples of 4"):
+                perturb(x, name, 0.5)
+        else:
+            assert perturb(x, name, kind.strongest).shape == x.shape
+
+
+def test_quarter_turns_are_exact_either_way():
+    x = colours()
+    quarter = perturb(x, "rotation", 90)
+    turned, other = ([torch.allclose(*pair, atol=1e-4) for pair in zip(quarter, x.rot90(k, (2, 3)))] for k in (1, -1))
+    assert all(a or b for a, b in zip(turned, other)) and any(turned) and any(other)
+
+
+@pytest.mark.parametrize("name", ["salt and pepper", "dead pixels", "gaussian noise"])
+def test_hits_are_as_frequent_as_the_strength_says(name):
+    x = torch.zeros(50, 3, 16, 16)
+    changed = perturb(x, name, 0.3) - x
+    if name == "gaussian noise":
+        assert changed[changed.abs() < 0.999].std() == pytest.approx(0.5, abs=0.03)  # [-1, 1] is twice as wide, clipped
+    else:
+        hit = changed.ne(0)
+        assert hit.double().mean() == pytest.approx(0.3, abs=0.02) and torch.equal(hit.all(1), hit.any(1))
+
+
+def test_shuffled_blocks_keep_their_pixels():
+    x = colours()
+    shuffled = perturb(x, "block shuffling", 1)
+    blocks = lambda images: torch.nn.functional.unfold(images, 4, stride=4).unflatten(1, (3, 16))
+    torch.testing.assert_close(blocks(shuffled).sort(2).values, blocks(x).sort(2).values)
+    assert displacement(x, shuffled).wasserstein.max() < 5  # nothing leaves its block of 4 x 4
+
+
+def test_displacement_is_the_root_mean_square_over_channels():
+    x = colours(2)
+    moved = perturb(x, "translation", 2.0)
+    a, b = unit_mass(x)[0], unit_mass(moved)[0]
+    per_channel = torch.tensor([wasserstein2(p, q) for p, q in zip(a, b)])
+    found = displacement(x, moved)
+    assert found.wasserstein[0].item() == pytest.approx(per_channel.square().mean().sqrt().item(), rel=1e-6)
+    torch.testing.assert_close(found.euclidean, ((moved - x) / 2).flatten(1).norm(dim=1))
+    assert displacement(x, x).wasserstein.max() == displacement(x, x).euclidean.max() == 0
+
+
+def test_black_images_have_mass():
+    black = -torch.ones(1, 3, 16, 16)
+    assert displacement(black, perturb(black, "salt and pepper", 0.1)).wasserstein.isfinite().all()
+
+
+def test_answers_do_not_depend_on_the_scale_of_the_critic(data_dir):
+    x = to_float(load_images("digits", data_dir, 16)[:20])
+    critic = lambda images: images[:, 0, 4:9, 6:11].sum((1, 2))
+    moved = perturb(x, "translation", 1.5)
+    answers = response(critic, x, moved)
+    torch.testing.assert_close(
+        response(lambda images: 7 - 100 * critic(images), x, moved), answers, rtol=1e-4, atol=1e-4
+    )
+    assert answers.mean() > 0.1
+    with pytest.raises(ValueError, match="same output"):
+        response(lambda images: images.new_zeros(len(images)), x, moved)
+
+
+def test_profile_of_a_straight_path():
+    x = colours(2)
+    fade = torch.stack([x[0] + t * (x[1] - x[0]) for t in torch.linspace(0, 1, 6)])
+    weights = torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(1))
+    critic = lambda images: (images * weights).sum((1, 2, 3))
+    found = path_profile(critic, fade[None], torch.tensor(2.0), piece_lengths(fade)[None])
+    change = (critic(x[1:]) - critic(x[:1])).abs() / 2
+    torch.testing.assert_close(found.variation, change)
+    torch.testing.assert_close(found.largest_jump, change / 5, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found.euclidean, change / euclidean_displacement(x[:1], x[1:]), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda x: perturb(x, "rotate", 1), "did you mean 'rotation'"),
+        (lambda x: perturb(x, "rotation", 91), r"from 0 to 90 \(degrees\), got 91"),
+        (lambda x: perturb(x, "rotation", -1), "got -1"),
+        (lambda x: perturb(x, "blur", float("nan")), "got nan"),
+        (lambda x: perturb(2 * x, "blur", 1), r"must lie in \[-1, 1\]"),
+        (lambda x: perturb(x[0], "blur", 1), r"\(3, 16, 16\)"),
+        (lambda x: perturb(x[:, :2], "blur", 1), r"\(12, 2, 16, 16\)"),
+        (lambda x: perturb(x.to(torch.uint8), "blur", 1), "uint8"),
+    ],
+)
+def test_wrong_input_is_refused(call, words):
+    with pytest.raises(ValueError, match=words):
+        call(colours())
