@@ -20,6 +20,7 @@ from wwgan.data import (
     content_hash,
     default_size,
     load_images,
+    load_labels,
     project_root,
     sample_images,
     to_float,
@@ -560,3 +561,24 @@ def test_a_class_called_train_is_not_taken_for_a_split(tmp_path):
         Image.new("L", (16, 16)).save(tmp_path / name / "1.png")
     with pytest.raises(ValueError, match="car, plane beside"):
         load_images(f"folder:{tmp_path}", tmp_path / "data", 16)
+
+
+def test_labels_are_those_of_the_images(tmp_path, monkeypatch):
+    for split in ("train", "test"):
+        for color, name in ((10, "ant"), (200, "bee")):
+            for i in range(3):
+                picture(tmp_path / "cifar10" / split / name / f"{i}.png", color=(color,) * 3)
+        images, labels = load_images("cifar10", tmp_path, split=split), load_labels("cifar10", tmp_path, split)
+        assert labels.tolist() == [0, 0, 0, 1, 1, 1] and labels.dtype == torch.int64
+        assert ((images.float().mean((1, 2, 3)) > 100) == (labels == 1)).all()
+    assert torch.equal(load_labels(f"folder:{tmp_path / 'cifar10'}", tmp_path), load_labels("cifar10", tmp_path))
+    cifar_batches(tmp_path / "batches" / "cifar10", monkeypatch)
+    assert load_labels("cifar10", tmp_path / "batches").tolist() == [0, 1, 0, 1] * 5
+
+
+def test_images_without_classes_have_no_labels(tmp_path):
+    for path in ("a.png", "class/b.png"):
+        picture(tmp_path / "pictures" / path)
+    with pytest.raises(ValueError, match="has no classes"):
+        load_labels(f"folder:{tmp_path / 'pictures'}", tmp_path)
+    assert load_labels("digits", tmp_path, "test").shape == (297,)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'SPLITS', 'to_float', 'to_uint8', 'sample_images', 'unknown_name', 'Dataset', 'default_size',
-           'project_root', 'impatient', 'reach', 'writable', 'load_images', 'content_hash', 'write_atomically',
-           'write_json']
+           'project_root', 'impatient', 'reach', 'writable', 'load_images', 'load_labels', 'content_hash',
+           'write_atomically', 'write_json']
 
 # %% ../nbs/03_data.ipynb #imports
 import contextlib
@@ -188,6 +188,7 @@ class _Source(NamedTuple):
     count: int | None  # how many pictures; None: known once they are opened
     channels: int | None  # 1 or 3; None: gray if every picture is gray
     enlarge: bool = False  # whether pictures smaller than the size asked for may be enlarged
+    labels: Callable = lambda: None  # () -> the class number of each picture, or None if they have none
 
 
 def _walk(folder: Path, endings: str | tuple[str, ...] = _IMAGE_FILES, deep: bool = True) -> list[str]:
@@ -216,7 +217,14 @@ def _image_files(folder: Path, paths: list[str], channels: int | None) -> _Sourc
     """The source made of these image files in `folder`. FileNotFoundError if there are none."""
     if not paths:
         raise FileNotFoundError(f"no images in {folder} or below: expected files ending in {', '.join(_IMAGE_FILES)}")
-    return _Source(_stamped(paths), lambda: paths, len(paths), channels)
+    return _Source(_stamped(paths), lambda: paths, len(paths), channels, labels=partial(_classes, folder, paths))
+
+
+def _classes(folder: Path, paths: list[str]) -> list[int] | None:
+    """The number of each file's class, the folder in `folder` that it lies in; None if any lies in none."""
+    parts = [os.path.relpath(path, folder).split(os.sep) for path in paths]
+    numbers = {name: k for k, name in enumerate(sorted({part[0] for part in parts}))}
+    return [numbers[part[0]] for part in parts] if min(map(len, parts)) > 1 else None
 
 
 def _split_folder(root: Path, split: str, channels: int | None) -> _Source:
@@ -241,7 +249,12 @@ def _find_digits(split: str) -> _Source:
         images = np.rint(load_digits().images * (255 / 16)).astype(np.uint8)
         return images[:1500] if split == "train" else images[1500:]
 
-    return _Source((), pictures, count=1500 if split == "train" else 297, channels=1, enlarge=True)
+    def labels():
+        from sklearn.datasets import load_digits
+
+        return load_digits().target[:1500] if split == "train" else load_digits().target[1500:]
+
+    return _Source((), pictures, count=1500 if split == "train" else 297, channels=1, enlarge=True, labels=labels)
 
 
 def _find_folder(path: str, split: str) -> _Source:
@@ -336,18 +349,19 @@ _CIFAR_BATCHES = "cifar-10-batches-py"
 def _cifar_batches(root: Path, split: str) -> _Source:
     """torchvision's layout: five pickled files for training and one for testing. torchvision checks and reads them."""
 
-    def pictures():
+    def read():
         from torchvision.datasets import CIFAR10
 
         try:
-            return CIFAR10(root, train=split == "train").data
+            return CIFAR10(root, train=split == "train")
         except Exception as e:
             raise ValueError(
                 f"{root / _CIFAR_BATCHES} is incomplete or damaged ({e}): remove it to have it downloaded anew, "
                 f"or unpack cifar-10-python.tar.gz again"
             ) from e
 
-    return _Source(_stamped(_walk(root / _CIFAR_BATCHES, "")), pictures, count=None, channels=3)
+    files = _stamped(_walk(root / _CIFAR_BATCHES, ""))
+    return _Source(files, lambda: read().data, count=None, channels=3, labels=lambda: read().targets)
 
 
 def _has_classes(folder: Path) -> bool:
@@ -548,20 +562,39 @@ def load_images(
     ValueError for a wrong argument and for an unreadable or too small picture; FileNotFoundError for missing data;
     OSError if there is no room for the array.
     """
-    kind, path = _parse(dataset)
-    if split not in SPLITS:
-        raise unknown_name("split", split, SPLITS)
     if size is None:
-        size = DATASETS[kind].size
+        size = default_size(dataset)
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise ValueError(f"size is the images' height and width in pixels, a positive int, got {size!r}")
-    data_dir = project_root() / "data" if data_dir is None else Path(data_dir).expanduser().absolute()
-    if data_dir.exists() and not data_dir.is_dir():
-        raise ValueError(f"data_dir expects a folder, {data_dir} is a file")
-    source = _find(kind, path, data_dir, split)
+    kind, path = _parse(dataset)
+    source, data_dir = _locate(dataset, data_dir, split)
     user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = _cache_name(kind, path, split, size, source.files)
     return _cached(source, size, name, [data_dir / "cache", user_cache / "wwgan"])
+
+
+def load_labels(dataset: str = "digits", data_dir: str | Path | None = None, split: str = "train") -> torch.Tensor:
+    """The class of each image of `load_images`, in the same order: int64 (N,), numbered from 0.
+
+    Digits and CIFAR-10 have classes, and so has a folder whose images all lie in folders of their class, numbered by
+    name. Arguments and errors as `load_images`; ValueError for a dataset without classes.
+    """
+    source, _ = _locate(dataset, data_dir, split)
+    labels = source.labels()
+    if labels is None:
+        raise ValueError(f"{dataset} has no classes: expected its images in folders of their class, <class>/*.jpg")
+    return torch.as_tensor(np.asarray(labels), dtype=torch.int64)
+
+
+def _locate(dataset: str, data_dir: str | Path | None, split: str) -> tuple[_Source, Path]:
+    """One split of a dataset, found, and the data folder."""
+    kind, path = _parse(dataset)
+    if split not in SPLITS:
+        raise unknown_name("split", split, SPLITS)
+    data_dir = project_root() / "data" if data_dir is None else Path(data_dir).expanduser().absolute()
+    if data_dir.exists() and not data_dir.is_dir():
+        raise ValueError(f"data_dir expects a folder, {data_dir} is a file")
+    return _find(kind, path, data_dir, split), data_dir
 
 # %% ../nbs/03_data.ipynb #content_hash
 def content_hash(images: torch.Tensor, chunk_bytes: int = 2**24) -> str:
