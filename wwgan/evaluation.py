@@ -316,7 +316,7 @@ def _score_of_logits(logits: Tensor) -> tuple[float, float]:
     return found[KEY_METRIC_ISC_MEAN], found[KEY_METRIC_ISC_STD]
 
 # %% ../nbs/06_evaluation.ipynb #evaluator
-_REFERENCE_FORMAT = 1  # part of the cache's name: raise it when the statistics of the same images change
+_REFERENCE_FORMAT = 2  # part of the cache's name: raise it when the statistics of the same images change
 _KERNEL_SUBSETS = 10
 
 
