@@ -146,3 +146,15 @@ def test_main_study_reruns_at_smoke_size(tmp_path):
     assert len(list((tmp_path / "results").glob("*/evaluations.jsonl"))) == 6
     assert pictures_in(tmp_path / "out.ipynb") == 1
     assert "results folder of their own" in papermill(tmp_path, "figures/fid.ipynb", scale="smoke").stderr
+
+
+def test_ground_metric_is_drawn_from_records_and_measured_at_smoke_size(tmp_path):
+    result = papermill(tmp_path, "figures/ground_metric.ipynb", save=tmp_path / "picture.png")
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert Image.open(tmp_path / "picture.png").width > 800 and pictures_in(tmp_path / "out.ipynb") == 1
+    smoke = dict(rerun="true", scale="smoke", results=tmp_path / "results.json", data_dir=tmp_path / "data")
+    result = papermill(tmp_path, "figures/ground_metric.ipynb", **smoke)
+    assert result.returncode == 0, result.stderr[-3000:]
+    recorded = json.loads((tmp_path / "results.json").read_text())
+    assert set(recorded["retrieval"]["digits"]["precisions"]) == {"Euclidean", "Wasserstein-2", "linearised"}
+    assert recorded["retrieval"]["digits"]["provenance"]["dataset_sha256"]
