@@ -167,3 +167,12 @@ def test_recorded_results_say_where_they_were_measured_and_the_readme_shows_them
         assert record["rounds"] >= 10 and record["provenance"]["device"] and record["provenance"]["versions"]["torch"]
     assert records["CPU"], "the recorded run on a CPU is missing"
     assert summary_table(records) in (root / "README.md").read_text(encoding="utf-8")
+
+
+def test_readme_says_of_the_frechet_distance_what_was_recorded(root):
+    recorded = json.loads((root / "data" / "results" / "frechet_cpu.json").read_text())
+    (row,) = [row for row in recorded["frechet"] if (row["samples"], row["features"]) == (2000, 2048)]
+    root_time, eigenvalues_time = (row["times_ours"][name][0] for name in ("matrix root", "eigenvalues"))
+    readme = " ".join((root / "README.md").read_text(encoding="utf-8").split())
+    assert f"{root_time:.1f} times as fast as by SciPy's, and {eigenvalues_time:.1f} times as fast as" in readme
+    assert max(max(row["relative_difference"].values()) for row in recorded["frechet"]) < 1e-6

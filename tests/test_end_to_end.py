@@ -139,6 +139,13 @@ def test_cost_study_measures_at_smoke_size_and_draws(tmp_path):
     assert "| not measured |" in (tmp_path / "out.ipynb").read_text()
 
 
+def test_main_figure_is_drawn_from_records(tmp_path):
+    result = papermill(tmp_path, "figures/fid.ipynb", save=tmp_path / "fid.png")
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert Image.open(tmp_path / "fid.png").width > 800 and pictures_in(tmp_path / "out.ipynb") == 2
+    assert "real images (2000)" in (tmp_path / "out.ipynb").read_text()
+
+
 def test_main_study_reruns_at_smoke_size(tmp_path):
     where = dict(results=tmp_path / "results", data_dir=tmp_path / "data", device="cpu")
     result = papermill(tmp_path, "figures/fid.ipynb", rerun="true", scale="smoke", **where)

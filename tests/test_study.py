@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 
 from wwgan import study as studies
 from wwgan.study import Study, main, paired_difference, read_records, read_study, run_study, summary_table
@@ -291,3 +292,27 @@ def test_paired_difference_against_the_textbook():
     assert found == pytest.approx((7 / 3, 7 / 3 - margin, 7 / 3 + margin, 3), rel=1e-6)
     with pytest.raises(ValueError, match="two common seeds"):
         paired_difference({0: 1.0}, {0: 1.0, 1: 2.0})
+
+
+RECORDED = sorted((ROOT / "data" / "results" / "fid").rglob("study.json"))
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.parent.name)
+def test_recorded_studies_are_complete_and_readable(path):
+    study = read_study(path)
+    records = read_records(study, path.parent)
+    assert {name: [record.seed for record in found] for name, found in records.items()} == {
+        name: list(study.seeds) for name in study.settings
+    }
+    for found in records.values():
+        for record in found:
+            assert record.provenance["git_commit"] and record.samples.exists()
+            config = study.configs()[f"{record.setting}-seed{record.seed}"]
+            steps = [line["step"] for line in record.evaluations]
+            assert steps == list(range(config.eval_interval, config.steps + 1, config.eval_interval))
+
+
+def test_readme_has_the_table_of_the_recorded_study(root):
+    study = read_study(root / "data" / "results" / "fid" / "study.json")
+    table = summary_table(read_records(study, root / "data" / "results" / "fid"), "wgan-gp")
+    assert table in (root / "README.md").read_text(encoding="utf-8")
