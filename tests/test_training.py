@@ -508,6 +508,15 @@ def test_best_checkpoint_of_a_later_step_goes_when_a_run_goes_on_from_an_earlier
             path.unlink()
     train(make_config(run_dir=run.run_dir, resume=True, steps=3, eval_interval=0), progress=False)
     assert not (folder / "best.pt").exists()
+    train(make_config(run_dir=run.run_dir, resume=True, steps=4, eval_interval=1), progress=False)
+    assert load_run(run.run_dir, "cpu", best=True).state.step == 4  # the best that is still there
+
+
+def test_damaged_best_checkpoint_does_not_stop_a_resumed_run(smoke):
+    run = train(smoke(**EVALUATED), progress=False)
+    (run.run_dir / "checkpoints" / "best.pt").write_bytes(b"damaged")
+    train(make_config(run_dir=run.run_dir, resume=True, steps=8), progress=False)
+    assert load_run(run.run_dir, "cpu", best=True).state.step == 8
 
 
 def test_resumed_run_keeps_its_evaluations_without_gaps_or_doubles(smoke):

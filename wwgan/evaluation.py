@@ -255,8 +255,8 @@ def image_features(
     """Features of uint8 images (N, C, H, W): {"features": (N, D)}, for inception also "logits" (N, 1008); on the CPU.
 
     features: a name in `FEATURES`. weights: file of the Inception weights; None: torch's cache, or downloaded.
-    device: default: where the images are. batch_size: default: 16 on a CPU, else 256. Raises as `make_extractor`, and
-    ValueError for images that are not uint8 with one or three channels.
+    device: default: where the images are. batch_size: default: 256 on a CUDA device, else 16.
+    Raises as `make_extractor`, and ValueError for images that are not uint8 with one or three channels.
     """
     _check_images(images)
     device = torch.device(device or images.device)
@@ -381,7 +381,7 @@ class Evaluator:
         """{"scores", "floor", "protocol"} of uint8 images (samples, C, H, W). ValueError for other counts or shapes.
 
         scores: "fid" and "kid" in inception features, else "frechet" and "kernel"; their spread; "precision",
-        "recall", and "inception_score". floor: the same scores of real images.
+        "recall", and "inception_score". floor: the same of `floor_samples` real images: as many, at most half of them.
         """
         if list(generated.shape) != [self.samples, *self.protocol["image_shape"]]:
             raise ValueError(
@@ -413,7 +413,7 @@ class Evaluator:
         order = torch.randperm(len(real), generator=torch.Generator().manual_seed(0))
         n = min(self.samples, len(real) // 2)
         held_out, others = order[:n], order[n:]
-        subset = found["features"][others[: self.samples]]
+        subset = found["features"][others[:n]]
         floor = self._scores(
             {name: values[held_out] for name, values in found.items()}, fit_gaussian(found["features"][others]), subset
         )

@@ -267,7 +267,10 @@ def strength_of_size(images: Tensor, name: str, euclidean: float, seed: int = 0,
 # %% ../nbs/07_perturbation.ipynb #response
 @torch.no_grad()
 def spread(critic: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """Standard deviation of a critic's output over images (B, C, H, W), B >= 2: the unit of its answers."""
+    """Standard deviation of a critic's output over images (B, C, H, W), B >= 2: the unit of its answers.
+
+    Raises ValueError for a critic that gives all images the same output.
+    """
     found = critic(images).std()
     if not found > 0:
         raise ValueError(f"the critic gives all {len(images)} images the same output, so its answers have no unit")
@@ -276,7 +279,7 @@ def spread(critic: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def response(critic: Callable[[Tensor], Tensor], images: Tensor, perturbed: Tensor) -> Tensor:
-    """|f(perturbed) - f(image)| over the spread of f on the images: (B, C, H, W) twice -> (B,)."""
+    """|f(perturbed) - f(image)| over the spread of f on the images: (B, C, H, W) twice -> (B,). Raises as `spread`."""
     return (critic(perturbed) - critic(images)).abs() / spread(critic, images)
 
 
@@ -284,7 +287,7 @@ class PathProfile(NamedTuple):
     """A critic along paths of images, each (B,), in units of its spread; over distances in their own units.
 
     variation: sum of changes. largest_jump: the largest. euclidean, wasserstein: the largest change over the
-    Euclidean and over the linearised Wasserstein length of its piece, the local Lipschitz constants.
+    Euclidean and over the Wasserstein length of its piece, the local Lipschitz constants.
     """
 
     variation: Tensor

@@ -713,11 +713,17 @@ def _snapshot(value):
     return type(value)(map(_snapshot, value)) if isinstance(value, (list, tuple)) else value
 
 
-def _remove_later_best(path: Path, step: int) -> None:
-    """best.pt of a run that goes on from an earlier step: its evaluation will be made, and written, again."""
+def _best_score_kept(path: Path, step: int) -> float:
+    """The score of the state in best.pt, infinite without one; it is removed if it cannot be read or is of later."""
     best = path / "checkpoints" / "best.pt"
-    if best.exists() and torch.load(best, map_location="cpu", weights_only=True)["step"] > step:
-        best.unlink()
+    try:
+        kept = torch.load(best, map_location="cpu", weights_only=True)
+        if kept["step"] <= step:
+            return main_score(kept["evaluation"])
+    except Exception:  # whatever a damaged file makes the reader stumble over
+        pass
+    best.unlink(missing_ok=True)
+    return float("inf")
 
 
 class RunFolder:
@@ -738,12 +744,12 @@ class RunFolder:
             for picture in path.glob("samples/step_*.png"):
                 if int(picture.stem.removeprefix("step_")) > step:
                     picture.unlink()  # of a later state that could not be read back
-            _remove_later_best(path, step)
             first = json.loads((path / "provenance.json").read_text(encoding="utf-8"))
             origin = first | dict(resumed=[*first.get("resumed", []), dict(step=step, **origin)])
         write_json(path / "provenance.json", origin)
         self.history = [line for line in read_metrics(path) if line["step"] <= step]
         self.evaluations = [line for line in read_evaluations(path) if line["step"] <= step]
+        self._best = _best_score_kept(path, step)
         for name, lines in dict(metrics=self.history, evaluations=self.evaluations).items():
             if lines or name == "metrics":
                 _write_lines(path / f"{name}.jsonl", lines)
@@ -768,7 +774,8 @@ class RunFolder:
         self.evaluations.append(line)
         self._append("evaluations.jsonl", line)
         self._plot(line["step"], {f"evaluation/{name}": value for name, value in line["scores"].items()})
-        if line is best_evaluation(self.evaluations):
+        if main_score(line) < self._best:
+            self._best = main_score(line)
             content = _snapshot(state.state_dict()) | dict(evaluation=line)
             self._write(write_atomically, self.path / "checkpoints" / "best.pt", lambda file: torch.save(content, file))
 
