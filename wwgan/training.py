@@ -44,7 +44,7 @@ from wwgan.data import (
     write_atomically,
     write_json,
 )
-from .evaluation import FEATURES, Evaluator, main_score
+from .evaluation import FEATURES, Evaluator, check_features, main_score
 from .graph import NEIGHBORHOODS
 from .networks import ARCHITECTURES, make_networks
 from wwgan.penalty import (
@@ -679,13 +679,16 @@ def gradient_norms(
 
 # %% ../nbs/05_training.ipynb #make_run_folder
 def preflight(config: TrainConfig) -> torch.device:
-    """What can be found wrong before data are touched: a device that is not there, a run folder in use. The device."""
+    """What can be found wrong before data are touched: run folder, device, what evaluation needs. The device."""
     folder = None if config.resume or config.run_dir is None else Path(config.run_dir)
     if folder and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(
             f"{folder} exists and is not empty: name another run_dir, or go on with that run by resume=true"
         )
-    return pick_device(config.device)
+    device = pick_device(config.device)
+    if config.eval_interval:
+        check_features(config.eval_features, config.eval_weights)
+    return device
 
 
 def make_run_folder(config: TrainConfig) -> Path:
