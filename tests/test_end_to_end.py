@@ -165,3 +165,14 @@ def test_ground_metric_is_drawn_from_records_and_measured_at_smoke_size(tmp_path
     recorded = json.loads((tmp_path / "results.json").read_text())
     assert set(recorded["retrieval"]["digits"]["precisions"]) == {"Euclidean", "Wasserstein-2", "linearised"}
     assert recorded["retrieval"]["digits"]["provenance"]["dataset_sha256"]
+
+
+def test_robustness_is_drawn_from_records_and_measured_at_smoke_size(tmp_path):
+    result = papermill(tmp_path, "figures/robustness.ipynb", save=tmp_path / "picture.png")
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert Image.open(tmp_path / "picture.png").width > 800 and pictures_in(tmp_path / "out.ipynb") == 1
+    smoke = dict(rerun="true", scale="smoke", results=tmp_path / "results", data_dir=tmp_path / "data")
+    result = papermill(tmp_path, "figures/robustness.ipynb", **smoke)
+    assert result.returncode == 0, result.stderr[-3000:]
+    recorded = json.loads((tmp_path / "results" / "robustness.json").read_text())
+    assert len(recorded["critics"]) == 4 and "translation" in recorded["perturbations"]

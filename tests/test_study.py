@@ -294,7 +294,7 @@ def test_paired_difference_against_the_textbook():
         paired_difference({0: 1.0}, {0: 1.0, 1: 2.0})
 
 
-RECORDED = sorted((ROOT / "data" / "results" / "fid").rglob("study.json"))
+RECORDED = sorted((ROOT / "data" / "results").rglob("study.json"))
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.parent.name)
