@@ -612,14 +612,16 @@ def _features_like_a_network(n: int, dimension: int, shift: int) -> Tensor:
 
 
 def frechet_costs(
-    shapes: Iterable[tuple[int, int]] = ((2000, 1280), (2000, 2048), (5000, 2048)), rounds: int = 5
+    shapes: Iterable[tuple[int, int]] = ((2000, 1280), (2000, 2048), (5000, 2048)),
+    rounds: int = 5,
+    progress: bool = True,
 ) -> dict[str, Any]:
     """Time of the other routes to the Frechet distance over ours, on this CPU; shapes: (samples, features)."""
     from tqdm import tqdm
 
     ways = {"ours": frechet_distance, "matrix root": frechet_by_matrix_root, "eigenvalues": frechet_by_eigenvalues}
     found, device = [], torch.device("cpu")
-    for n, dimension in tqdm(list(shapes), desc="Frechet distance"):
+    for n, dimension in tqdm(list(shapes), desc="Frechet distance", disable=not progress):
         a, b = (_features_like_a_network(n, dimension, shift) for shift in (0, 1))
         values = {name: complex(way(a, b)) for name, way in ways.items()}
         timers = {name: timer_of(partial(way, a, b), device) for name, way in ways.items()}

@@ -177,15 +177,16 @@ def run_study(
     workers: int = 1,
     only: Iterable[str] | None = None,
     threads: int | None = None,
+    progress: bool = True,
     **where,
 ) -> list[Path]:
     """Train what is not yet recorded of a study; returns the records' folders, seed by seed.
 
     results: folder of the records. runs: folder of the run folders; None: data/runs/<name of results>/ of the
     repository. workers: processes at a time. only: names of runs, such as "wgan-gp-seed0"; None: all.
-    threads: of each process; None: the cores shared out. where: data_dir, device or eval_weights of this machine;
-    None: as the study says. Raises ValueError for wrong arguments and for folders that hold other settings, before
-    anything is trained; RuntimeError naming the runs that failed, after the others are done.
+    threads: of each process; None: the cores shared out. progress: show bars. where: data_dir, device or eval_weights
+    of this machine; None: as the study says. Raises ValueError for wrong arguments and for folders that hold other
+    settings, before anything is trained; RuntimeError naming the runs that failed, after the others are done.
     """
     check_names(where, _WHERE)
     configs, results = study.configs(), Path(results)
@@ -205,20 +206,20 @@ def run_study(
             if (folder / "config.json").exists():
                 _check_same_settings(folder, config)
     threads = threads or max(1, (os.cpu_count() or 1) // workers)
-    failed = _one_by_one(jobs, threads) if workers == 1 else _in_processes(jobs, workers, threads)
+    failed = _one_by_one(jobs, threads, progress) if workers == 1 else _in_processes(jobs, workers, threads, progress)
     if failed:
         raise RuntimeError("; ".join(f"{name} failed: {error}" for name, error in failed.items()))
     return [record for _, record, _ in jobs.values()]
 
 
-def _one_by_one(jobs: Mapping[str, tuple], threads: int) -> dict[str, str]:
+def _one_by_one(jobs: Mapping[str, tuple], threads: int, progress: bool) -> dict[str, str]:
     """Run jobs here; the errors of those that failed, by name."""
     failed, before = {}, torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         for name, job in jobs.items():
             try:
-                run_one(*job)
+                run_one(*job, progress)
             except Exception as error:
                 failed[name] = str(error) or type(error).__name__
     finally:
@@ -226,12 +227,13 @@ def _one_by_one(jobs: Mapping[str, tuple], threads: int) -> dict[str, str]:
     return failed
 
 
-def _in_processes(jobs: Mapping[str, tuple], workers: int, threads: int) -> dict[str, str]:
+def _in_processes(jobs: Mapping[str, tuple], workers: int, threads: int, progress: bool) -> dict[str, str]:
     """Run jobs at most `workers` at a time, each in a process of its own; the errors of those that failed, by name."""
     from tqdm import tqdm
 
     failed, started = {}, []
-    with ThreadPoolExecutor(workers) as pool, tqdm(total=len(jobs), desc="runs", unit="run") as bar:
+    bar = tqdm(total=len(jobs), desc="runs", unit="run", disable=not progress)
+    with ThreadPoolExecutor(workers) as pool, bar:
 
         def one(name: str) -> None:
             if error := _in_own_process(started, *jobs[name], threads):
