@@ -139,11 +139,14 @@ def test_cost_study_measures_at_smoke_size_and_draws(tmp_path):
     assert "| not measured |" in (tmp_path / "out.ipynb").read_text()
 
 
-def test_main_figure_is_drawn_from_records(tmp_path):
-    result = papermill(tmp_path, "figures/fid.ipynb", save=tmp_path / "fid.png")
+@pytest.mark.parametrize(
+    "name, pictures, words", [("fid", 2, "real images (2000)"), ("ground_metric", 1, ""), ("robustness", 1, "")]
+)
+def test_figure_is_drawn_from_records(tmp_path, name, pictures, words):
+    result = papermill(tmp_path, f"figures/{name}.ipynb", save=tmp_path / "picture.png")
     assert result.returncode == 0, result.stderr[-3000:]
-    assert Image.open(tmp_path / "fid.png").width > 800 and pictures_in(tmp_path / "out.ipynb") == 2
-    assert "real images (2000)" in (tmp_path / "out.ipynb").read_text()
+    assert Image.open(tmp_path / "picture.png").width > 800 and pictures_in(tmp_path / "out.ipynb") == pictures
+    assert words in (tmp_path / "out.ipynb").read_text()
 
 
 def test_main_study_reruns_at_smoke_size(tmp_path):
@@ -155,10 +158,7 @@ def test_main_study_reruns_at_smoke_size(tmp_path):
     assert "results folder of their own" in papermill(tmp_path, "figures/fid.ipynb", scale="smoke").stderr
 
 
-def test_ground_metric_is_drawn_from_records_and_measured_at_smoke_size(tmp_path):
-    result = papermill(tmp_path, "figures/ground_metric.ipynb", save=tmp_path / "picture.png")
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert Image.open(tmp_path / "picture.png").width > 800 and pictures_in(tmp_path / "out.ipynb") == 1
+def test_ground_metric_is_measured_at_smoke_size(tmp_path):
     smoke = dict(rerun="true", scale="smoke", results=tmp_path / "results.json", data_dir=tmp_path / "data")
     result = papermill(tmp_path, "figures/ground_metric.ipynb", **smoke)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -167,10 +167,7 @@ def test_ground_metric_is_drawn_from_records_and_measured_at_smoke_size(tmp_path
     assert recorded["retrieval"]["digits"]["provenance"]["dataset_sha256"]
 
 
-def test_robustness_is_drawn_from_records_and_measured_at_smoke_size(tmp_path):
-    result = papermill(tmp_path, "figures/robustness.ipynb", save=tmp_path / "picture.png")
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert Image.open(tmp_path / "picture.png").width > 800 and pictures_in(tmp_path / "out.ipynb") == 1
+def test_robustness_is_measured_at_smoke_size(tmp_path):
     smoke = dict(rerun="true", scale="smoke", results=tmp_path / "results", data_dir=tmp_path / "data")
     result = papermill(tmp_path, "figures/robustness.ipynb", **smoke)
     assert result.returncode == 0, result.stderr[-3000:]

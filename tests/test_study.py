@@ -248,6 +248,14 @@ def test_wrong_arguments_are_refused(here, changes, words):
         run_study(make_study(), **here | changes)
 
 
+def test_a_folder_of_another_study_is_not_taken_for_one_at_smoke_scale(tmp_path):
+    smoke = make_study(seeds=[0])
+    assert studies.study_in(tmp_path, smoke) == smoke == studies.study_in(tmp_path)
+    with pytest.raises(ValueError, match="holds another study"):
+        studies.study_in(tmp_path, make_study(seeds=[1]))
+    assert studies.study_in(tmp_path) == smoke
+
+
 def test_only_may_be_any_iterable(here):
     run_study(make_study(), **here, only=(name for name in ["wwgan-seed1"]))
     assert [path.name for path in here["results"].iterdir()] == ["wwgan-seed1"]

@@ -562,4 +562,6 @@ def test_wrong_evaluation_settings_are_refused(smoke, tmp_path, monkeypatch):
     config = smoke(eval_interval=1, eval_features="inception", eval_weights=tmp_path / "none.pth")
     with pytest.raises(FileNotFoundError, match="no Inception weights"):
         train(config, progress=False)
+    with pytest.raises(ValueError, match="weights belong to the inception features"):
+        train(smoke(eval_interval=1, eval_features="pixels", eval_weights=tmp_path / "none.pth"), progress=False)
     assert not Path(config.run_dir).exists()

