@@ -77,6 +77,7 @@ def test_every_field_has_help_and_survives_json():
     assert TrainConfig(**json.loads(json.dumps(asdict(config)))) == config
     assert config.betas == (0.0, 0.9) and config.ground() == Wasserstein.paper(radius=1, mass=0.5, neighborhood="moore")
     assert make_config(penalty="sobolev").ground() == Sobolev()
+    assert make_config(degree_normalized="true").ground() == Wasserstein.released(degree_normalized=True)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -207,6 +208,7 @@ def test_same_seed_same_numbers_and_another_seed_others(smoke):
         dict(l2=0.5),
         dict(mass=0.1),
         dict(neighborhood="moore"),
+        dict(degree_normalized=True),
         dict(latent_dim=8),
     ]
     + [dict(penalty=name) for name in GROUND_METRICS if name != "wasserstein"],

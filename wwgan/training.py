@@ -117,7 +117,7 @@ PENALTY_WEIGHTS = {
     "sobolev": 10.0,
 }
 PRECISIONS = ("float32", "bf16")
-GROUND_FIELDS = ("l2", "mass", "neighborhood", "radius")
+GROUND_FIELDS = ("l2", "mass", "neighborhood", "radius", "degree_normalized")
 
 
 def setting(default, help: str):
@@ -143,6 +143,7 @@ class TrainConfig:
     mass: float | None = setting(None, "alpha, Wasserstein only; None: 1 / pixels for wasserstein-paper, else 0")
     neighborhood: str | None = setting(None, "von_neumann or moore, Wasserstein only; None: as in the chosen form")
     radius: int | None = setting(None, "of the neighbourhood in pixels, Wasserstein only; None: as in the chosen form")
+    degree_normalized: bool | None = setting(None, "divide by degrees, Wasserstein only; None: as in the chosen form")
     one_sided: bool = setting(False, "penalise only norms above 1")
     points: str = setting("interpolated", "where to penalise: interpolated, real or fake")
     critic_steps: int = setting(5, "critic updates for one generator update")
