@@ -7,10 +7,14 @@ from wwgan.data import load_images, to_float
 from wwgan.metric import wasserstein2
 from wwgan.perturbation import (
     PERTURBATIONS,
+    cross_fade,
     displacement,
     euclidean_displacement,
+    geodesic_path,
+    great_circle,
     path_profile,
     perturb,
+    perturbation_path,
     piece_lengths,
     response,
     strength_of_size,
@@ -133,6 +137,41 @@ def test_profile_of_a_straight_path():
     torch.testing.assert_close(found.variation, change)
     torch.testing.assert_close(found.largest_jump, change / 5, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(found.euclidean, change / euclidean_displacement(x[:1], x[1:]), rtol=1e-3, atol=1e-4)
+
+
+def test_pieces_add_up_however_finely_a_path_is_cut():
+    x = colours(1)
+    lengths = [piece_lengths(perturbation_path(x, "translation", 1.0, steps)[0]).sum() for steps in (4, 8)]
+    torch.testing.assert_close(*lengths, rtol=0.02, atol=0)
+    one = piece_lengths(perturbation_path(x[:, :1], "translation", 1.0)[0])
+    three = piece_lengths(perturbation_path(x[:, :1].expand(-1, 3, -1, -1), "translation", 1.0)[0])
+    torch.testing.assert_close(one, three)
+
+
+def test_geodesics_join_their_images_keep_their_light_and_are_the_shortest(data_dir):
+    a, b = to_float(load_images("digits", data_dir, 16)[:4]).split(2)
+    dim = (b - 1) / 2  # half the light
+    path, same = geodesic_path(a, dim, 4), geodesic_path(a[:1], a[:1], 4)
+    assert path.shape == (2, 5, 1, 16, 16) and path.dtype == a.dtype
+    torch.testing.assert_close(path[:, -1], dim, atol=1e-3, rtol=0)  # the darker one stays as it is
+    light = (path + 1).sum((2, 3, 4))
+    torch.testing.assert_close(light, light[:, :1].expand(2, 5), rtol=1e-2, atol=0)
+    torch.testing.assert_close(same[0], a[:1].expand(5, -1, -1, -1), atol=1e-3, rtol=0)
+    fade = cross_fade(path[:, 0], path[:, -1], 4)
+    for short, straight in zip(path, fade):
+        assert piece_lengths(short).sum() < piece_lengths(straight).sum()
+
+
+def test_great_circles():
+    a, b = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
+    circle = great_circle(a, b, 6)
+    torch.testing.assert_close(circle[:, 0], a)
+    torch.testing.assert_close(circle[:, -1], b)
+    torch.testing.assert_close(circle[:, 3].norm(dim=1), (a.norm(dim=1) + b.norm(dim=1)) / 2)
+    torch.testing.assert_close(great_circle(a, a, 6), a[:, None].expand(5, 7, 32))
+    for wrong in (-a, 0 * a):
+        with pytest.raises(ValueError, match="not zero and not opposite"):
+            great_circle(a, wrong)
 
 
 @pytest.mark.parametrize(

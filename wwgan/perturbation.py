@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PERTURBATIONS', 'BACKGROUND', 'Perturbation', 'perturb', 'unit_mass', 'Displacement', 'euclidean_displacement',
-           'displacement', 'strength_of_size', 'spread', 'response', 'PathProfile', 'path_profile', 'piece_lengths']
+           'displacement', 'strength_of_size', 'perturbation_path', 'cross_fade', 'geodesic_path', 'great_circle',
+           'piece_lengths', 'spread', 'response', 'PathProfile', 'path_profile']
 
 # %% ../nbs/07_perturbation.ipynb #imports
 import io
@@ -18,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .data import to_uint8, unknown_name
-from .metric import wasserstein2
+from .graph import PixelGraph
+from .metric import WassersteinMetric, wasserstein2
 
 # %% ../nbs/07_perturbation.ipynb #warp
 def _pixels(images: Tensor) -> Tensor:
@@ -221,9 +223,13 @@ def perturb(images: Tensor, name: str, strength: float, seed: int = 0) -> Tensor
 BACKGROUND = 1e-4  # light added to every pixel, far below one grey level, so that a black channel has mass too
 
 
+def _light(images: Tensor, background: float = BACKGROUND) -> Tensor:
+    return (images.double() + 1).clamp_min(0) / 2 + background
+
+
 def unit_mass(images: Tensor, background: float = BACKGROUND) -> Tensor:
     """Images (..., H, W) in [-1, 1] -> intensities plus a little background, of mass 1 in each channel, float64."""
-    X = (images.double() + 1).clamp_min(0) / 2 + background
+    X = _light(images, background)
     return X / X.sum((-2, -1), keepdim=True)
 
 
@@ -264,6 +270,65 @@ def strength_of_size(images: Tensor, name: str, euclidean: float, seed: int = 0,
         low, high = (middle, high) if size(middle) < euclidean else (low, middle)
     return high
 
+# %% ../nbs/07_perturbation.ipynb #paths
+def perturbation_path(images: Tensor, name: str, strength: float, steps: int = 8, seed: int = 0) -> Tensor:
+    """Images (B, C, H, W) in [-1, 1] -> paths (B, steps + 1, C, H, W) along which a perturbation grows to `strength`.
+
+    Raises as `perturb`.
+    """
+    return torch.stack([perturb(images, name, strength * k / steps, seed) for k in range(steps + 1)], 1)
+
+
+def cross_fade(a: Tensor, b: Tensor, steps: int = 8) -> Tensor:
+    """Straight paths between images a and b, both (B, C, H, W) -> (B, steps + 1, C, H, W)."""
+    return torch.stack([torch.lerp(a, b, k / steps) for k in range(steps + 1)], 1)
+
+
+def geodesic_path(a: Tensor, b: Tensor, steps: int = 8) -> Tensor:
+    """Shortest paths of transport between images a and b, both (B, C, H, W) in [-1, 1] -> (B, steps + 1, C, H, W).
+
+    In each channel the brighter of the two is dimmed to the light of the other, for transport moves light and makes
+    none. Solves B * C cone programs (`WassersteinMetric.geodesic`): for images of up to about 20 x 20 pixels.
+    """
+    metric = WassersteinMetric(PixelGraph(*a.shape[-2:], radius=1))
+    light = torch.minimum(*(_light(x).sum((-2, -1)) for x in (a, b)))[..., None, None, None]  # (B, C, 1, 1, 1)
+    pairs = [zip(*channels) for channels in zip(unit_mass(a), unit_mass(b))]
+    paths = torch.stack([torch.stack([metric.geodesic(*pair, steps) for pair in channels]) for channels in pairs])
+    images = 2 * (paths * light - BACKGROUND).clamp(0, 1) - 1  # (B, C, T, H, W)
+    return images.transpose(1, 2).to(a)
+
+
+def great_circle(a: Tensor, b: Tensor, steps: int = 8) -> Tensor:
+    """Latent vectors along great circles from a to b, both (B, d) -> (B, steps + 1, d); lengths change evenly.
+
+    Raises ValueError for vectors that are zero or opposite, between which there is no such circle.
+    """
+    lengths = torch.stack([a.norm(dim=1), b.norm(dim=1)])
+    cosine = (a * b).sum(1) / lengths.prod(0)
+    if not (cosine > -1 + 1e-6).all():
+        raise ValueError("a great circle needs two vectors that are not zero and not opposite")
+    angle = cosine.clamp(max=1).acos().clamp_min(1e-4)[:, None]  # the same vector twice: a path that stays
+    share = torch.linspace(0, 1, steps + 1, dtype=a.dtype, device=a.device)
+    to_a, to_b = (torch.sin(part * angle) / angle.sin() for part in (1 - share, share))  # (B, T) each
+    directions = (
+        to_a[..., None] * (a / lengths[0, :, None])[:, None] + to_b[..., None] * (b / lengths[1, :, None])[:, None]
+    )
+    return directions * torch.lerp(*(length[:, None].expand_as(to_a) for length in lengths), share)[..., None]
+
+
+def piece_lengths(path: Tensor) -> Tensor:
+    """Lengths (T - 1,), in pixels, of the pieces of a path of images (T, C, H, W) in [-1, 1], in the pixels' metric.
+
+    By the metric tensor at the middle of each piece, channels as in `displacement`; for pieces within which light
+    moves by a pixel or less.
+    """
+    metric = WassersteinMetric(PixelGraph(*path.shape[-2:], radius=1))
+    masses = unit_mass(path)
+    lengths = [
+        torch.stack([metric.norm((x + y) / 2, y - x) for x, y in zip(*pair)]).norm() for pair in zip(masses, masses[1:])
+    ]
+    return torch.stack(lengths).float() * (metric.pixel_scale / path.shape[1]) ** 0.5
+
 # %% ../nbs/07_perturbation.ipynb #response
 @torch.no_grad()
 def spread(critic: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
@@ -292,7 +357,8 @@ class PathProfile(NamedTuple):
     """A critic along paths of images, each (B,), in units of its spread; over distances in their own units.
 
     variation: sum of changes. largest_jump: the largest. euclidean, wasserstein: the largest change over the
-    Euclidean and over the Wasserstein length of its piece, the local Lipschitz constants.
+    Euclidean and over the Wasserstein length of its piece, the local Lipschitz constants (a piece of no length in
+    which nothing changes counts for nothing).
     """
 
     variation: Tensor
@@ -317,9 +383,3 @@ def path_profile(
     euclidean = paths.diff(dim=1).flatten(2).norm(dim=2) / 2
     over = lambda lengths: (jumps / lengths.to(jumps).clamp_min(1e-12)).amax(1)
     return PathProfile(jumps.sum(1), jumps.amax(1), over(euclidean), over(wasserstein_lengths))
-
-
-def piece_lengths(path: Tensor) -> Tensor:
-    """Exact Wasserstein-2 lengths (T - 1,), in pixels, of the pieces of a path of images (T, C, H, W) in [-1, 1]."""
-    masses = unit_mass(path)
-    return torch.tensor([wasserstein2(a, b) / path.shape[1] ** 0.5 for a, b in zip(masses, masses[1:])])
