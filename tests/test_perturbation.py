@@ -12,11 +12,13 @@ from wwgan.perturbation import (
     euclidean_displacement,
     geodesic_path,
     great_circle,
+    matched,
     path_profile,
     perturb,
     perturbation_path,
     piece_lengths,
     response,
+    separation,
     strength_of_size,
     unit_mass,
 )
@@ -125,6 +127,23 @@ def test_answers_do_not_depend_on_the_scale_of_the_critic(data_dir):
     assert answers.mean() > 0.1
     with pytest.raises(ValueError, match="same output"):
         response(lambda images: images.new_zeros(len(images)), x, moved)
+
+
+def test_matched_sets_have_their_sizes_and_leave_out_what_never_gets_there(data_dir):
+    x = to_float(load_images("digits", data_dir, 16)[:20])
+    found = matched(x, [1.0, 2.0], ["blur", "gaussian noise", "hue"], seed=1)
+    assert found.keys() == {"blur", "gaussian noise"}  # grey images have no hue
+    for name, (strengths, images) in found.items():
+        for size, strength, moved in zip((1.0, 2.0), strengths, images):
+            assert euclidean_displacement(x, moved).mean().item() == pytest.approx(size, rel=1e-3)
+            torch.testing.assert_close(moved, perturb(x, name, strength, seed=1))
+
+
+def test_separation_is_the_share_of_pairs_in_the_right_order():
+    first = lambda x: x[:, 0, 0, 0]
+    real, fake = (torch.tensor(values).view(-1, 1, 1, 1) for values in ([0.1, 0.5, 0.9], [0.2, 0.4]))
+    assert separation(first, real, fake) == pytest.approx(4 / 6)
+    assert separation(lambda x: -first(x), real, fake) == pytest.approx(2 / 6)
 
 
 def test_profile_of_a_straight_path():

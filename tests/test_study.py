@@ -88,6 +88,47 @@ def test_recorded_runs_are_not_trained_again(here, monkeypatch):
     assert [config.penalty for config in trained] == ["euclidean"]
 
 
+def test_recorded_runs_whose_networks_are_gone_are_trained_again_on_request(here):
+    study = make_study(seeds=[0])
+    run_study(study, **here)
+    before, gone = scores_of(here["results"]), here["runs"] / "wwgan-seed0"
+    stamps = lambda: {path.parent.name: path.stat().st_mtime_ns for path in here["results"].glob("*/config.json")}
+    first = stamps()
+    shutil.rmtree(gone)
+    run_study(study, **here)
+    assert not gone.exists() and stamps() == first
+    run_study(study, **here, with_runs=True)
+    assert any(gone.glob("checkpoints/step_*.pt")) and scores_of(here["results"]) == before
+    assert stamps()["wgan-gp-seed0"] == first["wgan-gp-seed0"] and stamps()["wwgan-seed0"] > first["wwgan-seed0"]
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        (dict(scale="smok"), "did you mean 'smoke'"),
+        (dict(rerun="yes"), "rerun must be true or false, got 'yes'"),
+        (dict(scale="smoke", rerun=True), "a place of their own"),
+        (dict(scale="smoke", results="here"), "a place of their own"),
+    ],
+)
+def test_parameters_of_a_figure_are_refused(given, words):
+    with pytest.raises(ValueError, match=words):
+        studies.figure_source("critics", **given)
+
+
+def test_source_of_a_figure(tmp_path):
+    assert studies.figure_source("critics") == (ROOT / "data" / "results" / "critics", False)
+    assert studies.figure_source("critics", str(tmp_path), True, "smoke") == (tmp_path, True)
+
+
+def test_ratios_are_paired_by_seed_and_need_three():
+    a, b = {0: 2.0, 1: 8.0, 2: 1.0, 3: 5.0}, {2: 1.0, 1: 2.0, 0: 1.0}
+    found = studies.paired_ratio(a, b)
+    assert found.mean == pytest.approx(2) and found.n == 3 and 1 <= found.low < 2 < found.high <= 4
+    with pytest.raises(ValueError, match="at least three values, got 2"):
+        studies.paired_ratio(a, {0: 1.0, 1: 1.0})
+
+
 @pytest.mark.parametrize("folder", ["results", "runs"])
 def test_other_settings_are_refused_before_anything_is_trained(here, folder):
     run_study(make_study(seeds=[0]), **here, only=["wwgan-seed0"])

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['PERTURBATIONS', 'BACKGROUND', 'Perturbation', 'perturb', 'unit_mass', 'Displacement', 'euclidean_displacement',
-           'displacement', 'strength_of_size', 'perturbation_path', 'cross_fade', 'geodesic_path', 'great_circle',
-           'piece_lengths', 'spread', 'response', 'PathProfile', 'path_profile']
+           'displacement', 'strength_of_size', 'Matched', 'matched', 'perturbation_path', 'cross_fade', 'geodesic_path',
+           'great_circle', 'piece_lengths', 'spread', 'response', 'separation', 'PathProfile', 'path_profile']
 
 # %% ../nbs/07_perturbation.ipynb #imports
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -270,6 +270,28 @@ def strength_of_size(images: Tensor, name: str, euclidean: float, seed: int = 0,
         low, high = (middle, high) if size(middle) < euclidean else (low, middle)
     return high
 
+# %% ../nbs/07_perturbation.ipynb #matched
+class Matched(NamedTuple):
+    """One perturbation of a set of images at several Euclidean sizes: strengths, and images (B, C, H, W) for each."""
+
+    strengths: list[float]
+    images: list[Tensor]
+
+
+def matched(
+    images: Tensor, sizes: Sequence[float], names: Iterable[str] = PERTURBATIONS, seed: int = 0
+) -> dict[str, Matched]:
+    """Images perturbed so that they move by each of the Euclidean `sizes` in the mean, by perturbation.
+
+    Those that never get so far, at their strongest, are left out. Raises as `perturb`.
+    """
+    found = {name: [strength_of_size(images, name, size, seed) for size in sizes] for name in names}
+    return {
+        name: Matched(strengths, [perturb(images, name, strength, seed) for strength in strengths])
+        for name, strengths in found.items()
+        if None not in strengths
+    }
+
 # %% ../nbs/07_perturbation.ipynb #paths
 def perturbation_path(images: Tensor, name: str, strength: float, steps: int = 8, seed: int = 0) -> Tensor:
     """Images (B, C, H, W) in [-1, 1] -> paths (B, steps + 1, C, H, W) along which a perturbation grows to `strength`.
@@ -351,6 +373,18 @@ def response(critic: Callable[[Tensor], Tensor], images: Tensor, perturbed: Tens
     """|f(perturbed) - f(image)| over the spread of f on the images: (B, C, H, W) twice -> (B,). Raises as `spread`."""
     before = critic(images)
     return (critic(perturbed) - before).abs() / _spread(before)
+
+
+@torch.no_grad()
+def separation(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> float:
+    """Share of pairs of a real and a generated image of which the critic scores the real one higher: 0.5 is chance.
+
+    real, fake: images (B, C, H, W). The area under the ROC curve.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    scores = torch.cat([critic(real), critic(fake)]).cpu()
+    return float(roc_auc_score([1] * len(real) + [0] * len(fake), scores))
 
 
 class PathProfile(NamedTuple):
