@@ -153,7 +153,7 @@ def test_main_study_reruns_at_smoke_size(tmp_path):
     where = dict(results=tmp_path / "results", data_dir=tmp_path / "data", device="cpu")
     result = papermill(tmp_path, "figures/fid.ipynb", rerun="true", scale="smoke", **where)
     assert result.returncode == 0, result.stderr[-3000:]
-    assert len(list((tmp_path / "results").glob("*/evaluations.jsonl"))) == 6
+    assert len(list((tmp_path / "results").glob("*/evaluations.jsonl"))) == 9
     assert pictures_in(tmp_path / "out.ipynb") == 1
     assert "results folder of their own" in papermill(tmp_path, "figures/fid.ipynb", scale="smoke").stderr
 

@@ -122,11 +122,11 @@ def test_source_of_a_figure(tmp_path):
 
 
 def test_ratios_are_paired_by_seed_and_need_three():
-    a, b = {0: 2.0, 1: 8.0, 2: 1.0, 3: 5.0}, {2: 1.0, 1: 2.0, 0: 1.0}
-    found = studies.paired_ratio(a, b)
+    runs = {"a-seed0": 2.0, "a-seed1": 8.0, "a-seed2": 4.0, "b-seed0": 1.0, "b-seed1": 2.0, "b-seed2": 4.0}
+    found = studies.measured_ratio(runs, [0, 1, 2], "a", "b", lambda run: [run, run])
     assert found.mean == pytest.approx(2) and found.n == 3 and 1 <= found.low < 2 < found.high <= 4
     with pytest.raises(ValueError, match="at least three values, got 2"):
-        studies.paired_ratio(a, {0: 1.0, 1: 1.0})
+        studies.measured_ratio(runs, [0, 1], "a", "b", lambda run: [run])
 
 
 @pytest.mark.parametrize("folder", ["results", "runs"])

@@ -667,15 +667,23 @@ def image_grid(images: Tensor, columns: int = 8) -> Tensor:
 
 
 def gradient_norms(
-    state: TrainState, images: Tensor, points: str = "interpolated", n: int | None = None
+    state: TrainState,
+    images: Tensor,
+    points: str = "interpolated",
+    n: int | None = None,
+    metrics: Mapping[str, GroundMetric] | None = None,
 ) -> dict[str, Tensor]:
-    """Norms (n,) of the critic's gradient at n points: "euclidean", "wasserstein" (released form), "penalised"."""
+    """Norms (n,) of the critic's gradient at n points, in each metric and as "penalised" in this run.
+
+    images: uint8 (N, C, H, W). metrics: by name; None: "euclidean" and "wasserstein" (released form).
+    """
     random, n = fixed_random(state, "norms", state.step), n or state.config.batch_size
     real = sample_images(images, n, random)
     fake = generate(state.generator, state.latent(n, random))
     x = penalty_points(real, fake, points, random)
     g = critic_gradient(state.critic, x)
-    metrics = dict(euclidean=Euclidean(), wasserstein=Wasserstein.released(), penalised=state.config.ground())
+    metrics = metrics or dict(euclidean=Euclidean(), wasserstein=Wasserstein.released())
+    metrics = {**metrics, "penalised": state.config.ground()}
     return {name: safe_sqrt(ground.squared_norm(g, x)) for name, ground in metrics.items()}
 
 # %% ../nbs/05_training.ipynb #make_run_folder
