@@ -140,12 +140,23 @@ def test_cost_study_measures_at_smoke_size_and_draws(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, pictures, words", [("fid", 2, "real images (2000)"), ("ground_metric", 1, ""), ("robustness", 1, "")]
+    "name, results, pictures, words",
+    [
+        ("fid", None, 2, "real images (2000)"),
+        ("ground_metric", None, 1, "minus Euclidean"),
+        ("robustness", None, 1, "response over gap"),
+        ("robustness", "critics-cifar10", 1, "response over gap"),
+        ("continuity", None, 2, "share above 1.1"),
+        ("continuity", "critics-cifar10", 2, "share above 1.1"),
+        ("interpolation", None, 1, "unevenness"),
+        ("ablation", None, 1, "chosen: 10"),
+    ],
 )
-def test_figure_is_drawn_from_records(tmp_path, name, pictures, words):
-    result = papermill(tmp_path, f"figures/{name}.ipynb", save=tmp_path / "picture.png")
+def test_figure_is_drawn_from_records(tmp_path, name, results, pictures, words):
+    where = dict(results=ROOT / "data" / "results" / results) if results else {}
+    result = papermill(tmp_path, f"figures/{name}.ipynb", save=tmp_path / "picture.png", **where)
     assert result.returncode == 0, result.stderr[-3000:]
-    assert Image.open(tmp_path / "picture.png").width > 800 and pictures_in(tmp_path / "out.ipynb") == pictures
+    assert Image.open(tmp_path / "picture.png").width > 700 and pictures_in(tmp_path / "out.ipynb") == pictures
     assert words in (tmp_path / "out.ipynb").read_text()
 
 
@@ -155,7 +166,7 @@ def test_main_study_reruns_at_smoke_size(tmp_path):
     assert result.returncode == 0, result.stderr[-3000:]
     assert len(list((tmp_path / "results").glob("*/evaluations.jsonl"))) == 9
     assert pictures_in(tmp_path / "out.ipynb") == 1
-    assert "results folder of their own" in papermill(tmp_path, "figures/fid.ipynb", scale="smoke").stderr
+    assert "a place of their own" in papermill(tmp_path, "figures/fid.ipynb", scale="smoke").stderr
 
 
 def test_ground_metric_is_measured_at_smoke_size(tmp_path):
@@ -167,9 +178,27 @@ def test_ground_metric_is_measured_at_smoke_size(tmp_path):
     assert recorded["retrieval"]["digits"]["provenance"]["dataset_sha256"]
 
 
-def test_robustness_is_measured_at_smoke_size(tmp_path):
+def test_critics_are_trained_and_measured_at_smoke_size(tmp_path):
+    """Three notebooks measure the same six runs, which the first one trains."""
     smoke = dict(rerun="true", scale="smoke", results=tmp_path / "results", data_dir=tmp_path / "data")
-    result = papermill(tmp_path, "figures/robustness.ipynb", **smoke)
+    found, trained = {}, []
+    for name in ("robustness", "continuity", "interpolation"):
+        result = papermill(tmp_path, f"figures/{name}.ipynb", **smoke)
+        assert result.returncode == 0, result.stderr[-3000:]
+        found[name] = json.loads((tmp_path / "results" / f"{name}.json").read_text())
+        trained.append({path: path.stat().st_mtime_ns for path in (tmp_path / "results").glob("*/config.json")})
+    assert len(trained[0]) == 6 and trained[0] == trained[1] == trained[2]
+    assert len(found["robustness"]["critics"]) == 6 and "translation" in found["robustness"]["perturbations"]
+    assert {*found["continuity"]["lengths"]} == {"translation", "elastic", "cross-fade", "geodesic"}
+    assert "latent" in found["continuity"]["critics"]["wasserstein-seed2"]["paths"]
+    assert len(found["interpolation"]["generators"]) == 6 and (tmp_path / "results" / "interpolation.png").exists()
+
+
+def test_ablation_is_measured_at_smoke_size(tmp_path):
+    smoke = dict(rerun="true", scale="smoke", results=tmp_path / "results", data_dir=tmp_path / "data")
+    result = papermill(tmp_path, "figures/ablation.ipynb", **smoke)
     assert result.returncode == 0, result.stderr[-3000:]
-    recorded = json.loads((tmp_path / "results" / "robustness.json").read_text())
-    assert len(recorded["critics"]) == 4 and "translation" in recorded["perturbations"]
+    recorded = json.loads((tmp_path / "results" / "ablation.json").read_text())
+    assert len(recorded["runs"]) == 9 and recorded["provenance"]["dataset_sha256"]
+    result = papermill(tmp_path, "figures/ablation.ipynb", results=tmp_path / "results")
+    assert result.returncode == 1 and "another study" in result.stderr

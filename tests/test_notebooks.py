@@ -15,7 +15,7 @@ from wwgan.training import TrainConfig
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
 NOTEBOOKS = [path for path in NOTEBOOKS if ".ipynb_checkpoints" not in path.parts]
 DERIVATIONS = [path for path in NOTEBOOKS if path.name[:2].isdigit()]
-PARAMETERISED = [path for path in NOTEBOOKS if path not in DERIVATIONS]
+PARAMETERISED = [path for path in NOTEBOOKS if path not in DERIVATIONS and path.name != "index.ipynb"]
 by_name = dict(ids=lambda path: str(path.relative_to(ROOT / "nbs")))
 
 
