@@ -193,6 +193,15 @@ def test_great_circles():
             great_circle(a, wrong)
 
 
+def test_path_that_stays_has_no_local_constant():
+    x = colours(2)
+    critic = lambda images: torch.randn(3 * 16 * 16, generator=torch.Generator().manual_seed(0)) @ images.flatten(1).T
+    shifted = x + 1e-7 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))  # rounding
+    stays = torch.stack([x, shifted, x], 1)
+    found = path_profile(critic, stays, torch.tensor(1.0), torch.zeros(2, 2))
+    assert found.euclidean.max() == 0 and found.wasserstein.max() == 0 and found.variation.max() < 1e-3
+
+
 @pytest.mark.parametrize(
     "call, words",
     [
@@ -204,6 +213,11 @@ def test_great_circles():
         (lambda x: perturb(x[0], "blur", 1), r"\(3, 16, 16\)"),
         (lambda x: perturb(x[:, :2], "blur", 1), r"\(12, 2, 16, 16\)"),
         (lambda x: perturb(x.to(torch.uint8), "blur", 1), "uint8"),
+        (lambda x: perturbation_path(x, "blur", 1, 0), "at least 1 step, got 0"),
+        (lambda x: cross_fade(x, x, -2), "at least 1 step, got -2"),
+        (lambda x: geodesic_path(x[:1], x), r"same shape, got \(1, 3, 16, 16\) and \(12, 3, 16, 16\)"),
+        (lambda x: geodesic_path(5 * x, x), r"must lie in \[-1, 1\]"),
+        (lambda x: great_circle(x[0, 0], x[0, 0, :1]), "same shape"),
     ],
 )
 def test_wrong_input_is_refused(call, words):

@@ -98,6 +98,9 @@ def test_recorded_runs_whose_networks_are_gone_are_trained_again_on_request(here
     run_study(study, **here)
     assert not gone.exists() and stamps() == first
     run_study(study, **here, with_runs=True)
+    (gone / "checkpoints" / "step_0000004.pt").unlink()  # cut off while it was trained again
+    run_study(study, **here, with_runs=True)
+    assert (gone / "checkpoints" / "step_0000004.pt").exists()
     assert any(gone.glob("checkpoints/step_*.pt")) and scores_of(here["results"]) == before
     assert stamps()["wgan-gp-seed0"] == first["wgan-gp-seed0"] and stamps()["wwgan-seed0"] > first["wwgan-seed0"]
 
@@ -109,6 +112,7 @@ def test_recorded_runs_whose_networks_are_gone_are_trained_again_on_request(here
         (dict(rerun="yes"), "rerun must be true or false, got 'yes'"),
         (dict(scale="smoke", rerun=True), "a place of their own"),
         (dict(scale="smoke", results="here"), "a place of their own"),
+        (dict(scale="smoke", rerun=True, results=str(ROOT / "data" / "results" / "critics")), "a place of their own"),
     ],
 )
 def test_parameters_of_a_figure_are_refused(given, words):
@@ -121,12 +125,24 @@ def test_source_of_a_figure(tmp_path):
     assert studies.figure_source("critics", str(tmp_path), True, "smoke") == (tmp_path, True)
 
 
-def test_ratios_are_paired_by_seed_and_need_three():
+def test_ratios_are_paired_by_seed_with_students_interval_of_logarithms():
     runs = {"a-seed0": 2.0, "a-seed1": 8.0, "a-seed2": 4.0, "b-seed0": 1.0, "b-seed1": 2.0, "b-seed2": 4.0}
     found = studies.measured_ratio(runs, [0, 1, 2], "a", "b", lambda run: [run, run])
-    assert found.mean == pytest.approx(2) and found.n == 3 and 1 <= found.low < 2 < found.high <= 4
+    assert found.mean == pytest.approx(2) and found.n == 3
+    # logarithms ln 2, ln 4, ln 1: mean ln 2, standard deviation ln 2, Student's quantile 4.3027 for 2 degrees
+    assert found.low == pytest.approx(2 ** (1 - 4.3027 / 3**0.5), rel=1e-4)
+    assert found.high == pytest.approx(2 ** (1 + 4.3027 / 3**0.5), rel=1e-4)
+    with pytest.raises(ValueError, match="at least two values, got 1"):
+        studies.measured_ratio(runs, [0], "a", "b", lambda run: [run])
+    with pytest.raises(ValueError, match="positive numbers, got -1 from a-seed0"):
+        studies.measured_ratio(runs, [0, 1], "a", "b", lambda run: [-1.0])
+
+
+def test_bootstrap_needs_three_values_and_holds_their_mean():
+    found = studies.bootstrap_mean([0.0] * 50 + [1.0] * 50)
+    assert found.mean == 0.5 and 0.38 < found.low < 0.43 and 0.57 < found.high < 0.62 and found.n == 100
     with pytest.raises(ValueError, match="at least three values, got 2"):
-        studies.measured_ratio(runs, [0, 1], "a", "b", lambda run: [run])
+        studies.bootstrap_mean([1.0, 2.0])
 
 
 @pytest.mark.parametrize("folder", ["results", "runs"])

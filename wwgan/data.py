@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DATASETS', 'SPLITS', 'to_float', 'to_uint8', 'sample_images', 'unknown_name', 'Dataset', 'default_size',
            'project_root', 'impatient', 'reach', 'writable', 'load_images', 'load_labels', 'content_hash',
-           'write_atomically', 'write_json']
+           'write_atomically', 'read_json', 'write_json']
 
 # %% ../nbs/03_data.ipynb #imports
 import contextlib
@@ -622,6 +622,16 @@ def write_atomically(path: Path, write: Callable) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path):
+    """The plain values in a JSON file. Raises FileNotFoundError, or ValueError for a file without JSON, naming it."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} does not hold JSON: {error}") from None
 
 
 def write_json(path: Path, value) -> None:

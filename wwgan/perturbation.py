@@ -297,16 +297,32 @@ def matched(
     }
 
 # %% ../nbs/07_perturbation.ipynb #paths
+def _check_steps(steps: int) -> None:
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"a path needs at least 1 step, got {steps!r}")
+
+
+def _check_ends(a: Tensor, b: Tensor, steps: int) -> None:
+    _check_steps(steps)
+    if a.shape != b.shape:
+        raise ValueError(f"both ends of the paths must have the same shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+
+
 def perturbation_path(images: Tensor, name: str, strength: float, steps: int = 8, seed: int = 0) -> Tensor:
     """Images (B, C, H, W) in [-1, 1] -> paths (B, steps + 1, C, H, W) along which a perturbation grows to `strength`.
 
-    Raises as `perturb`.
+    Raises as `perturb`, and ValueError for steps below 1.
     """
+    _check_steps(steps)
     return torch.stack([perturb(images, name, strength * k / steps, seed) for k in range(steps + 1)], 1)
 
 
 def cross_fade(a: Tensor, b: Tensor, steps: int = 8) -> Tensor:
-    """Straight paths between images a and b, both (B, C, H, W) -> (B, steps + 1, C, H, W)."""
+    """Straight paths between images a and b, both (B, C, H, W) -> (B, steps + 1, C, H, W).
+
+    Raises ValueError for ends of different shape and steps below 1.
+    """
+    _check_ends(a, b, steps)
     return torch.stack([torch.lerp(a, b, k / steps) for k in range(steps + 1)], 1)
 
 
@@ -315,7 +331,11 @@ def geodesic_path(a: Tensor, b: Tensor, steps: int = 8) -> Tensor:
 
     In each channel the brighter of the two is dimmed to the light of the other, for transport moves light and makes
     none. Solves B * C cone programs (`WassersteinMetric.geodesic`): for images of up to about 20 x 20 pixels.
+    Raises ValueError as `perturb` for wrong images, for ends of different shape, and for steps below 2.
     """
+    _check_ends(a, b, steps)
+    for images in (a, b):
+        _check_images(images)
     metric = WassersteinMetric(PixelGraph(*a.shape[-2:], radius=1))
     light = torch.minimum(*(_light(x).sum((-2, -1)) for x in (a, b)))[..., None, None, None]  # (B, C, 1, 1, 1)
     pairs = [zip(*channels) for channels in zip(unit_mass(a), unit_mass(b))]
@@ -327,8 +347,10 @@ def geodesic_path(a: Tensor, b: Tensor, steps: int = 8) -> Tensor:
 def great_circle(a: Tensor, b: Tensor, steps: int = 8) -> Tensor:
     """Latent vectors along great circles from a to b, both (B, d) -> (B, steps + 1, d); lengths change evenly.
 
-    Raises ValueError for vectors that are zero or opposite, between which there is no such circle.
+    Raises ValueError for vectors that are zero or opposite, between which there is no such circle, for ends of
+    different shape, and for steps below 1.
     """
+    _check_ends(a, b, steps)
     lengths = torch.stack([a.norm(dim=1), b.norm(dim=1)])
     cosine = (a * b).sum(1) / lengths.prod(0)
     if not (cosine > -1 + 1e-6).all():
@@ -395,8 +417,8 @@ class PathProfile(NamedTuple):
     """A critic along paths of images, each (B,), in units of its spread; over distances in their own units.
 
     variation: sum of changes. largest_jump: the largest. euclidean, wasserstein: the largest change over the
-    Euclidean and over the Wasserstein length of its piece, the local Lipschitz constants (a piece of no length in
-    which nothing changes counts for nothing).
+    Euclidean and over the Wasserstein length of its piece, the local Lipschitz constants. Pieces shorter than 1e-5, in
+    which what changes is rounding, count for nothing there.
     """
 
     variation: Tensor
@@ -419,5 +441,5 @@ def path_profile(
     values = critic(paths.flatten(0, 1)).view(paths.shape[:2]) / unit
     jumps = values.diff(dim=1).abs()
     euclidean = paths.diff(dim=1).flatten(2).norm(dim=2) / 2
-    over = lambda lengths: (jumps / lengths.to(jumps).clamp_min(1e-12)).amax(1)
-    return PathProfile(jumps.sum(1), jumps.amax(1), over(euclidean), over(wasserstein_lengths))
+    over = lambda lengths: torch.where(lengths > 1e-5, jumps / lengths.clamp_min(1e-5), 0.0).amax(1)
+    return PathProfile(jumps.sum(1), jumps.amax(1), over(euclidean), over(wasserstein_lengths.to(jumps)))
