@@ -239,14 +239,14 @@ def claims_of(results: str | Path | None = None) -> list[Claim]:
             "Wasserstein critics are more robust",
             "more robust to the natural variability of images",
             _robustness(results),
-            "they answer less, but on digits they see less in proportion; on CIFAR-10 not to be told from the shuffled control",
+            "they answer less, but on digits see less in proportion; on CIFAR-10 not to be told from the control",
             "robustness",
         ),
         Claim(
             "Wasserstein critics are more continuous",
             "a more continuous critic in sample space",
             _continuity(results),
-            "yes, less between generated images; on CIFAR-10 not to be told from the shuffled control",
+            "yes, less between generated images; on CIFAR-10 not to be told from the control",
             "continuity",
         ),
         Claim(
