@@ -246,7 +246,7 @@ def claims_of(results: str | Path | None = None) -> list[Claim]:
             "Wasserstein critics are more continuous",
             "a more continuous critic in sample space",
             _continuity(results),
-            "yes, less between generated images; on CIFAR-10 not to be told from the control",
+            "on digits, less between generated images; undecided on CIFAR-10",
             "continuity",
         ),
         Claim(
@@ -260,7 +260,7 @@ def claims_of(results: str | Path | None = None) -> list[Claim]:
             "The geometry is what does it",
             "the metric of pixel space is what is new",
             _geometry(results),
-            "in part on digits; undecided on CIFAR-10 (rows 2 and 3)",
+            "in part on digits; on CIFAR-10 not seen (rows 2 and 3)",
             "ablation",
         ),
         Claim(
