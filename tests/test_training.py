@@ -169,7 +169,7 @@ def test_run_folder_is_complete(smoke):
         "seconds",
     }
     assert [path.name for path in run.samples] == [f"step_{k:07d}.png" for k in (0, 2, 4)]
-    assert sorted(p.name for p in run.run_dir.glob("checkpoints/*")) == [f"step_{k:07d}.pt" for k in (0, 2, 4)]
+    assert sorted(p.name for p in run.run_dir.glob("checkpoints/*.pt")) == [f"step_{k:07d}.pt" for k in (0, 2, 4)]
     assert list(run.run_dir.glob("events.out.tfevents.*")) and not list(run.run_dir.rglob("*.tmp"))
     origin = json.loads((run.run_dir / "provenance.json").read_text())
     assert (
@@ -244,8 +244,8 @@ def test_random_streams_share_nothing(smoke):
 def test_checkpoint_of_another_kind_of_device_starts_a_new_stream(smoke):
     run = train(smoke(), progress=False)
     path = sorted(run.run_dir.glob("checkpoints/*.pt"))[-1]
-    checkpoint = torch.load(path, weights_only=True)
-    torch.save(checkpoint | dict(device="cuda", random=torch.zeros(16, dtype=torch.uint8)), path)
+    checkpoint = training.load_checkpoint(path)
+    training.save_checkpoint(path, checkpoint | dict(device="cuda", random=torch.zeros(16, dtype=torch.uint8)))
     assert torch.equal(draw_samples(load_run(run.run_dir, "cpu").state, 2), draw_samples(run.state, 2))
     assert train(make_config(resume=True, run_dir=run.run_dir, steps=6), progress=False).history[-1]["step"] == 6
 
@@ -510,14 +510,15 @@ def test_best_checkpoint_of_a_later_step_goes_when_a_run_goes_on_from_an_earlier
         if path.name != "step_0000002.pt":
             path.unlink()
     train(make_config(run_dir=run.run_dir, resume=True, steps=3, eval_interval=0), progress=False)
-    assert not (folder / "best.pt").exists()
+    assert not any(folder.glob("best_*"))
     train(make_config(run_dir=run.run_dir, resume=True, steps=4, eval_interval=1), progress=False)
     assert load_run(run.run_dir, "cpu", best=True).state.step == 4  # the best that is still there
 
 
 def test_damaged_best_checkpoint_does_not_stop_a_resumed_run(smoke):
     run = train(smoke(**EVALUATED), progress=False)
-    (run.run_dir / "checkpoints" / "best.pt").write_bytes(b"damaged")
+    (best,) = run.run_dir.glob("checkpoints/best_*.pt")
+    best.write_bytes(b"damaged")
     train(make_config(run_dir=run.run_dir, resume=True, steps=8), progress=False)
     assert load_run(run.run_dir, "cpu", best=True).state.step == 8
 

@@ -337,6 +337,8 @@ def _work(answer, config: TrainConfig, record: Path, run_dir: Path, with_run: bo
     try:
         run_one(config, record, run_dir, with_run, progress=False)
         answer.send(None)
+    except KeyboardInterrupt:  # asked to stop, the state is saved
+        sys.exit(130)
     except Exception as error:
         answer.send(str(error) or type(error).__name__)
 

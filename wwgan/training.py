@@ -7,24 +7,29 @@ __all__ = ['PENALTY_WEIGHTS', 'PRECISIONS', 'GROUND_FIELDS', 'PRESETS', 'MAY_CHA
            'make_config', 'parameters_of', 'fake_images', 'critic_losses', 'generator_loss', 'compiled', 'pick_device',
            'stream_seed', 'memory_format', 'TrainState', 'real_images', 'critic_step', 'generator_step', 'update',
            'check_compiled', 'keep_memory', 'hand_memory_back', 'provenance', 'fixed_random', 'generate',
-           'draw_samples', 'draw_many', 'evaluate', 'image_grid', 'gradient_norms', 'preflight', 'make_run_folder',
-           'RunFolder', 'read_metrics', 'read_evaluations', 'best_evaluation', 'read_checkpoint', 'check_same_run',
-           'Run', 'load_run', 'repeatable_convolutions', 'train', 'is_due', 'Stopwatch', 'main']
+           'draw_samples', 'draw_many', 'evaluate', 'image_grid', 'gradient_norms', 'preflight', 'only_process',
+           'make_run_folder', 'save_checkpoint', 'load_checkpoint', 'RunFolder', 'read_metrics', 'read_evaluations',
+           'best_evaluation', 'read_checkpoint', 'check_same_run', 'Run', 'load_run', 'repeatable_convolutions',
+           'Stopped', 'stop_requests', 'train', 'is_due', 'Stopwatch', 'main']
 
 # %% ../nbs/05_training.ipynb #imports
 import argparse
 import copy
 import ctypes
 import hashlib
+import io
 import json
 import platform
 import re
+import shlex
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -689,15 +694,38 @@ def gradient_norms(
 # %% ../nbs/05_training.ipynb #make_run_folder
 def preflight(config: TrainConfig) -> torch.device:
     """What can be found wrong before data are touched: run folder, device, what evaluation needs. The device."""
-    folder = None if config.resume or config.run_dir is None else Path(config.run_dir)
-    if folder and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(
-            f"{folder} exists and is not empty: name another run_dir, or go on with that run by resume=true"
-        )
+    if config.run_dir is not None and not config.resume:
+        _check_free(Path(config.run_dir))
     device = pick_device(config.device)
     if config.eval_interval:
         check_features(config.eval_features, config.eval_weights)
     return device
+
+
+def _check_free(folder: Path) -> None:
+    """ValueError unless a new run may be written to the folder: not there, or with nothing but hidden files."""
+    if folder.exists() and not folder.is_dir() or any(not x.name.startswith(".") for x in folder.glob("*")):
+        raise ValueError(
+            f"{folder} exists and is not empty: name another run_dir, or go on with that run by resume=true"
+        )
+
+
+@contextmanager
+def only_process(folder: Path):
+    """While in here no other process writes the run folder: ValueError if one does. Ends with the process, always."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"{folder} is being written by another process: wait for it, or name another run_dir"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def make_run_folder(config: TrainConfig) -> Path:
@@ -725,16 +753,58 @@ def _snapshot(value):
     return type(value)(map(_snapshot, value)) if isinstance(value, (list, tuple)) else value
 
 
-def _best_score_kept(path: Path, step: int) -> float:
-    """The score of the state in best.pt, infinite without one; it is removed if it cannot be read or is of later."""
-    best = path / "checkpoints" / "best.pt"
+def _checksum_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
+    """Write plain containers and tensors, and first, beside them, their checksum as `sha256sum --check` reads it."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    line = f"{hashlib.sha256(buffer.getbuffer()).hexdigest()}  {path.name}\n"
+    write_atomically(_checksum_of(path), lambda file: file.write(line.encode()))
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """What `save_checkpoint` wrote. Only tensors and plain containers are loaded, never code.
+
+    Raises ValueError for a file that has no checksum or another one, or that holds no checkpoint of a run.
+    """
     try:
-        kept = torch.load(best, map_location="cpu", weights_only=True)
-        if kept["step"] <= step:
-            return main_score(kept["evaluation"])
-    except Exception:  # whatever a damaged file makes the reader stumble over
-        pass
-    best.unlink(missing_ok=True)
+        data, expected = path.read_bytes(), _checksum_of(path).read_text(encoding="utf-8")[:64]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} or its checksum cannot be read: {error}") from None
+    if hashlib.sha256(data).hexdigest() != expected:
+        raise ValueError(f"{path} is damaged: its checksum is not the one in {_checksum_of(path).name}")
+    try:
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        TrainConfig(**content["config"])
+        missing = (
+            {"channels", "step", "seconds", "random", "device", *TrainState._parts} - content.keys() - {"averaged"}
+        )
+        if missing:
+            raise KeyError(f"no {', '.join(sorted(missing))}")
+    except Exception as error:  # whatever a foreign file makes the readers stumble over
+        raise ValueError(f"{path} is not a checkpoint of a run: {str(error).splitlines()[0]}") from None
+    return content
+
+
+def _remove_checkpoint(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    _checksum_of(path).unlink(missing_ok=True)
+
+
+def _best_score_kept(path: Path, step: int) -> float:
+    """The score of the state in best_*.pt, infinite without one; those of later or not to be read are removed."""
+    for best in sorted(path.glob("checkpoints/best_*.pt"), reverse=True):
+        try:
+            kept = load_checkpoint(best)
+            if kept["step"] <= step:
+                return main_score(kept["evaluation"])
+        except (ValueError, KeyError):
+            pass
+        _remove_checkpoint(best)
     return float("inf")
 
 
@@ -751,11 +821,13 @@ class RunFolder:
         self.path = path
         for name in ("samples", "checkpoints"):
             (path / name).mkdir(exist_ok=True)
+        for left in (*path.glob(".*.part"), *path.glob("*/.*.part")):
+            left.unlink()  # half written when the process ended
         write_json(path / "config.json", asdict(config) | dict(resume=False))
+        for picture in path.glob("samples/step_*.png"):
+            if int(picture.stem.removeprefix("step_")) > step:
+                picture.unlink()  # of a later state that could not be read back
         if step:
-            for picture in path.glob("samples/step_*.png"):
-                if int(picture.stem.removeprefix("step_")) > step:
-                    picture.unlink()  # of a later state that could not be read back
             first = json.loads((path / "provenance.json").read_text(encoding="utf-8"))
             origin = first | dict(resumed=[*first.get("resumed", []), dict(step=step, **origin)])
         write_json(path / "provenance.json", origin)
@@ -788,8 +860,7 @@ class RunFolder:
         self._plot(line["step"], {f"evaluation/{name}": value for name, value in line["scores"].items()})
         if main_score(line) < self._best:
             self._best = main_score(line)
-            content = _snapshot(state.state_dict()) | dict(evaluation=line)
-            self._write(write_atomically, self.path / "checkpoints" / "best.pt", lambda file: torch.save(content, file))
+            self._write(self._save_best, state.step, _snapshot(state.state_dict()) | dict(evaluation=line))
 
     def _append(self, name: str, line: Mapping[str, Any]) -> None:
         with open(self.path / name, "a", encoding="utf-8") as file:
@@ -819,10 +890,23 @@ class RunFolder:
         self._write(self._save_checkpoint, state.step, _snapshot(state.state_dict()))
 
     def _save_checkpoint(self, step: int, content: dict[str, Any]) -> None:
+        self._save(f"step_{step:07d}.pt", content, keep=self.keep_checkpoints)
+
+    def _save_best(self, step: int, content: dict[str, Any]) -> None:
+        self._save(f"best_{step:07d}.pt", content, keep=1)
+
+    def _save(self, name: str, content: dict[str, Any], keep: int) -> None:
+        """Save a checkpoint, then remove all but the last few of its kind."""
         folder = self.path / "checkpoints"
-        write_atomically(folder / f"step_{step:07d}.pt", lambda file: torch.save(content, file))
-        for old in sorted(folder.glob("step_*.pt"))[: -self.keep_checkpoints]:
-            old.unlink()
+        save_checkpoint(folder / name, content)
+        for old in sorted(folder.glob(f"{name.partition('_')[0]}_*.pt"))[:-keep]:
+            _remove_checkpoint(old)
+
+    def diverged(self, state: TrainState) -> Path:
+        """Save a state that holds what is not finite, to look at; it is not among the checkpoints to go on from."""
+        path = self.path / "checkpoints" / f"diverged_{state.step:07d}.pt"
+        save_checkpoint(path, _snapshot(state.state_dict()))
+        return path
 
     def close(self) -> None:
         """Wait for what is being written; raises its error if it failed."""
@@ -868,20 +952,20 @@ def best_evaluation(evaluations: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def read_checkpoint(run_dir, best: bool = False) -> dict[str, Any]:
-    """The newest checkpoint of a run that can be read. Only tensors and plain containers are loaded, never code.
+    """The newest checkpoint of a run that is whole; those that are not are named on standard error and passed over.
 
     best: the one with the best evaluation instead. Raises FileNotFoundError when there is none, ValueError when none
-    can be read.
+    is whole.
     """
-    pattern = "best.pt" if best else "step_*.pt"
+    pattern = "best_*.pt" if best else "step_*.pt"
     paths = sorted(Path(run_dir).glob(f"checkpoints/{pattern}"), reverse=True)
     if not paths:
         raise FileNotFoundError(f"{run_dir} has no checkpoints/{pattern}")
     for path in paths:
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # whatever a damaged file makes the reader stumble over
-            print(f"skipping {path}, which cannot be read: {str(error).splitlines()[0]}", file=sys.stderr)
+            return load_checkpoint(path)
+        except ValueError as error:
+            print(f"skipping a checkpoint: {error}", file=sys.stderr)
     raise ValueError(f"none of the {len(paths)} checkpoints in {run_dir} can be read")
 
 # %% ../nbs/05_training.ipynb #check_same_run
@@ -959,48 +1043,97 @@ def repeatable_convolutions():
     )
 
 
+class Stopped(KeyboardInterrupt):
+    """A run was asked to stop, and stopped with its state saved. signal: which one asked, such as signal.SIGTERM."""
+
+    def __init__(self, signal: int, step: int, run_dir: Path):
+        super().__init__(
+            f"stopped after generator update {step}, the state is saved; go on with resume=true and run_dir={run_dir}, "
+            f"or: python -m wwgan.training --resume --run_dir {shlex.quote(str(run_dir))}"
+        )
+        self.signal = signal
+
+
+@contextmanager
+def stop_requests():
+    """Yields a list to which SIGINT and SIGTERM add themselves instead of ending the process; a second one ends it.
+
+    Outside the main thread, which alone gets signals, the list stays empty.
+    """
+    came: list[int] = []
+
+    def note(number, frame):
+        came.append(number)
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for name in before:
+            signal.signal(name, note)
+        yield came
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+
 def train(config: TrainConfig, progress: bool = True) -> Run:
     """Train as `config` says and write the run folder; with `config.resume`, go on from its last checkpoint.
 
-    progress: show a progress bar. Same settings, seed, device and number of threads give the same numbers.
+    progress: show a progress bar. Same settings, seed, device and number of threads give the same numbers, also of a
+    run that was cut off at any moment and resumed. On SIGINT or SIGTERM the state is saved and `Stopped` raised.
     On a CPU with glibc, memory that tensors free is kept for the next ones from here on, for the whole process.
-    Raises ValueError or FileNotFoundError for bad settings or missing data before a run folder is made, RuntimeError
-    for a compiled step that computes something else, and FloatingPointError when losses or weights are no longer
-    finite (the checkpoints written so far remain).
+    Raises ValueError or FileNotFoundError for bad settings, missing data or a folder in use before anything is written,
+    OSError for a disk that is full or read-only, RuntimeError for a compiled step that computes something else, and
+    FloatingPointError when losses, gradients or weights are no longer finite; the checkpoints written so far remain.
     """
     device = preflight(config)
-    checkpoint = read_checkpoint(config.run_dir) if config.resume else None
-    if checkpoint:
-        check_same_run(TrainConfig(**checkpoint["config"]), config)
-        if config.steps < checkpoint["step"]:
-            raise ValueError(
-                f"the run is at update {checkpoint['step']} already, steps must be more, got {config.steps}"
-            )
-    images = load_images(config.dataset, config.data_dir, config.size).to(device)
-    origin = provenance(config, images, device)
-    if checkpoint:
-        _check_same_images(config.run_dir, origin)
-    evaluator = _evaluator(config, images, progress)
-    state = TrainState(config, images.shape[1], device)
-    if checkpoint:
-        state.load_state_dict(checkpoint)
-    if device.type == "cpu":
-        keep_memory()
-    if config.compile:
-        torch.compiler.reset()  # earlier runs count against torch's limit, beyond which it silently stays eager
-        with repeatable_convolutions():
+    with ExitStack() as stack:
+        if config.resume:
+            stack.enter_context(only_process(Path(config.run_dir)))
+        checkpoint = _checkpoint_to_go_on_from(config) if config.resume else None
+        images = load_images(config.dataset, config.data_dir, config.size).to(device)
+        origin = provenance(config, images, device)
+        if config.resume:
+            _check_same_images(config.run_dir, origin)
+        evaluator = _evaluator(config, images, progress)
+        state = TrainState(config, images.shape[1], device)
+        if checkpoint:
+            state.load_state_dict(checkpoint)
+        if device.type == "cpu":
+            keep_memory()
+        stack.enter_context(repeatable_convolutions())
+        if config.compile:
+            torch.compiler.reset()  # earlier runs count against torch's limit, beyond which it silently stays eager
             check_compiled(state, images, config.ground())
-    folder = RunFolder(make_run_folder(config), config, origin, state.step)
-    try:
-        with repeatable_convolutions():
-            _train_loop(state, images, folder, evaluator, progress)
-    finally:
-        folder.close()
-    return Run(state, folder.path, folder.history, folder.evaluations)
+        path = make_run_folder(config)
+        if not config.resume:
+            stack.enter_context(only_process(path))
+            _check_free(path)  # another process may have been here since
+        with closing(RunFolder(path, config, origin, state.step)) as folder, stop_requests() as stop:
+            _train_loop(state, images, folder, evaluator, stop, progress)
+        return Run(state, folder.path, folder.history, folder.evaluations)
+
+
+def _checkpoint_to_go_on_from(config: TrainConfig) -> dict[str, Any] | None:
+    """The newest whole checkpoint, checked against the settings; None for a run cut off before it wrote the first."""
+    if not any(Path(config.run_dir).glob("checkpoints/step_*.pt")):
+        return None
+    checkpoint = read_checkpoint(config.run_dir)
+    check_same_run(TrainConfig(**checkpoint["config"]), config)
+    if config.steps < checkpoint["step"]:
+        raise ValueError(f"the run is at update {checkpoint['step']} already, steps must be more, got {config.steps}")
+    return checkpoint
 
 
 def _check_same_images(run_dir: str, origin: Mapping[str, Any]) -> None:
-    began = json.loads((Path(run_dir) / "provenance.json").read_text(encoding="utf-8"))
+    path = Path(run_dir) / "provenance.json"
+    if not path.exists():  # cut off before it was written
+        return
+    began = json.loads(path.read_text(encoding="utf-8"))
     if began["dataset_sha256"] != origin["dataset_sha256"]:
         raise ValueError(
             f"the images of {origin['dataset']} are not those this run began with: "
@@ -1023,7 +1156,12 @@ def _evaluator(config: TrainConfig, images: Tensor, progress: bool) -> Evaluator
 
 
 def _train_loop(
-    state: TrainState, images: Tensor, folder: RunFolder, evaluator: Evaluator | None, progress: bool
+    state: TrainState,
+    images: Tensor,
+    folder: RunFolder,
+    evaluator: Evaluator | None,
+    stop: list[int],
+    progress: bool,
 ) -> None:
     from tqdm import tqdm
 
@@ -1048,7 +1186,7 @@ def _train_loop(
         first_bad = torch.where(finite | (first_bad > 0), first_bad, step)
         state.step = step
         due = {name: is_due(config, name, step) for name in ("log", "sample", "eval", "checkpoint")}
-        if any(due.values()):
+        if any(due.values()) or stop:
             _check_finite(state, losses, first_bad, folder)
         if due["log"]:
             folder.metrics(dict(step=step) | _numbers(losses) | _mean_norms(state, images) | clock.read())
@@ -1058,8 +1196,10 @@ def _train_loop(
         if due["eval"]:
             with clock.stopped():
                 folder.evaluation(dict(step=step, seconds=round(state.seconds, 3)) | evaluate(state, evaluator), state)
-        if due["checkpoint"]:
+        if due["checkpoint"] or stop:
             folder.checkpoint(state)
+        if stop:
+            raise Stopped(stop[0], step, folder.path)
 
 
 def is_due(config: TrainConfig, name: str, step: int) -> bool:
@@ -1108,13 +1248,16 @@ def _mean_norms(state: TrainState, images: Tensor) -> dict[str, float]:
 def _check_finite(state: TrainState, losses: Mapping[str, Tensor], first_bad: Tensor, folder: RunFolder) -> None:
     bad = [name for name, value in losses.items() if not value.isfinite()]
     for name in ("generator", "critic"):
-        if not all(value.isfinite().all() for value in getattr(state, name).state_dict().values()):
-            bad.append(f"{name} weights")
+        network = getattr(state, name)
+        gradients = [p.grad for p in network.parameters() if p.grad is not None]
+        for what, values in dict(gradients=gradients, weights=network.state_dict().values()).items():
+            if not all(value.isfinite().all() for value in values):
+                bad.append(f"{name} {what}")
     if bad:
         raise FloatingPointError(
             f"training diverged: not finite since generator update {first_bad.item() or state.step}: {', '.join(bad)}. "
-            f"Earlier checkpoints are in {folder.path / 'checkpoints'}. A new run with a smaller lr or a larger weight "
-            "usually helps."
+            f"The state is saved in {folder.diverged(state)}, earlier checkpoints beside it. A new run with a smaller "
+            "lr or a larger weight usually helps."
         )
 
 # %% ../nbs/05_training.ipynb #parser
@@ -1151,8 +1294,11 @@ def main(argv: Iterable[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError, RuntimeError) as error:  # RuntimeError: out of memory, for one
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return 128 + stopped.signal
     except KeyboardInterrupt:
-        print("stopped; go on from the last checkpoint with --resume --run_dir <the run's folder>", file=sys.stderr)
+        print("stopped before the next update was done; the last checkpoint is in the run's folder", file=sys.stderr)
         return 130
     print(f"run folder: {run.run_dir}\nsamples:    {run.samples[-1]}")
     if run.evaluations:
