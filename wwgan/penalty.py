@@ -253,11 +253,16 @@ POINTS = ("interpolated", "real", "fake")
 
 
 def penalty_points(
-    real: Tensor, fake: Tensor, points: str = "interpolated", generator: torch.Generator | None = None
+    real: Tensor,
+    fake: Tensor,
+    points: str = "interpolated",
+    generator: torch.Generator | None = None,
+    epsilon: Tensor | None = None,
 ) -> Tensor:
     """Where the penalty is evaluated: real and fake images (B, C, H, W) -> (B, C, H, W), detached.
 
-    points: "interpolated" (uniformly between the two images of each pair), "real" or "fake".
+    points: "interpolated" (between the two images of each pair), "real" or "fake". epsilon: the real image's share in
+    each pair, (B, 1, 1, 1) in [0, 1]; None: drawn uniformly from the generator.
     """
     if points not in POINTS:
         raise ValueError(f"points must be one of {', '.join(map(repr, POINTS))}, got {points!r}")
@@ -271,7 +276,8 @@ def penalty_points(
     real, fake = real.detach(), fake.detach()
     if points != "interpolated":
         return real if points == "real" else fake
-    epsilon = torch.rand(len(real), 1, 1, 1, device=real.device, dtype=real.dtype, generator=generator)
+    if epsilon is None:
+        epsilon = torch.rand(len(real), 1, 1, 1, device=real.device, dtype=real.dtype, generator=generator)
     return epsilon * real + (1 - epsilon) * fake
 
 

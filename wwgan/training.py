@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['PENALTY_WEIGHTS', 'PRECISIONS', 'GROUND_FIELDS', 'PRESETS', 'MAY_CHANGE', 'setting', 'TrainConfig', 'check_names',
            'make_config', 'parameters_of', 'fake_images', 'critic_losses', 'generator_loss', 'compiled', 'pick_device',
-           'stream_seed', 'memory_format', 'TrainState', 'real_images', 'critic_step', 'generator_step', 'update',
-           'check_compiled', 'keep_memory', 'hand_memory_back', 'provenance', 'fixed_random', 'generate',
-           'draw_samples', 'draw_many', 'evaluate', 'image_grid', 'gradient_norms', 'preflight', 'only_process',
-           'make_run_folder', 'save_checkpoint', 'load_checkpoint', 'RunFolder', 'read_metrics', 'read_evaluations',
-           'best_evaluation', 'read_checkpoint', 'check_same_run', 'Run', 'load_run', 'repeatable_convolutions',
-           'Stopped', 'stop_requests', 'train', 'is_due', 'Stopwatch', 'main']
+           'stream_seed', 'memory_format', 'TrainState', 'process_rank', 'joined_processes', 'first_process_first',
+           'real_images', 'critic_step', 'generator_step', 'update', 'check_compiled', 'keep_memory',
+           'hand_memory_back', 'provenance', 'fixed_random', 'generate', 'draw_samples', 'draw_many', 'evaluate',
+           'image_grid', 'gradient_norms', 'preflight', 'only_process', 'make_run_folder', 'save_checkpoint',
+           'load_checkpoint', 'RunFolder', 'read_metrics', 'read_evaluations', 'best_evaluation', 'read_checkpoint',
+           'check_same_run', 'Run', 'load_run', 'repeatable_convolutions', 'Stopped', 'stop_requests', 'train',
+           'is_due', 'Stopwatch', 'main']
 
 # %% ../nbs/05_training.ipynb #imports
 import argparse
@@ -19,6 +20,7 @@ import ctypes
 import hashlib
 import io
 import json
+import os
 import platform
 import re
 import shlex
@@ -29,13 +31,15 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
+from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from wwgan.data import (
@@ -51,7 +55,7 @@ from wwgan.data import (
 )
 from .evaluation import FEATURES, Evaluator, check_features, main_score
 from .graph import NEIGHBORHOODS
-from .networks import ARCHITECTURES, make_networks
+from .networks import ARCHITECTURES, make_networks, process_count
 from wwgan.penalty import (
     GROUND_METRICS,
     POINTS,
@@ -379,9 +383,14 @@ def compiled(function: Callable, device: torch.device) -> Callable:
 
 # %% ../nbs/05_training.ipynb #pick_device
 def pick_device(name: str = "auto") -> torch.device:
-    """The device of that name; "auto" is a GPU if there is one. Raises ValueError for a device this machine lacks."""
+    """The device of that name; "auto" is a GPU if there is one. Raises ValueError for a device this machine lacks.
+
+    Of the processes that torchrun starts on a machine, each gets the GPU of its local rank.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -424,6 +433,7 @@ class TrainState:
         )
         self.random = torch.Generator(device).manual_seed(stream_seed(config.seed, "training"))
         self.config, self.device, self.channels = config, device, channels
+        self.rank, self.processes = process_rank(), process_count()
         self.step, self.critic_updates, self.seconds = 0, 0, 0.0
         self.losses: dict[str, Tensor] = {}  # the latest value of each
         if config.compile:  # what ground metrics keep must not be made inside a recorded graph
@@ -438,6 +448,10 @@ class TrainState:
     def sampler(self) -> nn.Module:
         """The generator to draw samples from: the averaged one if there is one."""
         return self.averaged or self.generator
+
+    def rows(self, batch: Tensor) -> Tensor:
+        """This process's rows of a joint batch, which all processes draw alike; all rows of a single process."""
+        return batch.chunk(self.processes)[self.rank]
 
     def latent(self, n: int, random: torch.Generator | None = None) -> Tensor:
         """n standard normal latent vectors (n, latent_dim), from the run's random state unless another is given."""
@@ -474,6 +488,49 @@ class TrainState:
         else:
             self.random.manual_seed(stream_seed(self.config.seed, "training", self.step))
 
+# %% ../nbs/05_training.ipynb #processes
+def process_rank() -> int:
+    """Number of this process among those that train together; the first, 0, writes the run folder."""
+    return dist.get_rank() if process_count() > 1 else 0
+
+
+@contextmanager
+def joined_processes(device: str = "auto", timeout: float = 1800.0):
+    """In here the processes that torchrun started, if it did, train together: by nccl on GPUs, by gloo on CPUs.
+
+    timeout: seconds after which a process that hears nothing of the others gives up, at most: a lost connection is
+    noticed at once.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield
+        return
+    place = pick_device(device)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout))
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def first_process_first():
+    """The first process goes through here before the others: it prepares the data, they find them."""
+    if process_rank() > 0:
+        dist.barrier()
+    yield
+    if process_count() > 1 and process_rank() == 0:
+        dist.barrier()
+
+
+def _over_processes(values: Tensor, how: str = "avg") -> Tensor:
+    """Mean ("avg") or largest ("max") over processes, of each entry."""
+    if process_count() > 1:
+        dist.all_reduce(values, dist.ReduceOp.MAX if how == "max" else dist.ReduceOp.SUM)
+        values = values / process_count() if how == "avg" else values
+    return values
+
 # %% ../nbs/05_training.ipynb #critic_step
 @contextmanager
 def _frozen(network: nn.Module):
@@ -504,6 +561,24 @@ def _keep(state: TrainState, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return losses
 
 
+@torch.no_grad()
+def _average_gradients(network: nn.Module, processes: int) -> None:
+    """Means of the parameters' gradients over processes, in one reduction; gradients in images stay within theirs."""
+    if processes > 1:
+        gradients = [p.grad for p in network.parameters() if p.grad is not None]
+        joint = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(joint)
+        for gradient, part in zip(gradients, (joint / processes).split([g.numel() for g in gradients])):
+            gradient.copy_(part.view(gradient.shape))
+
+
+def _mixing(state: TrainState) -> Tensor | None:
+    """The real images' shares at this process's interpolated points; None where nothing is interpolated."""
+    if state.config.points != "interpolated":
+        return None
+    return state.rows(torch.rand(state.config.batch_size, 1, 1, 1, device=state.device, generator=state.random))
+
+
 def critic_step(state: TrainState, images: Tensor, ground: GroundMetric) -> dict[str, Tensor]:
     """One critic update on a batch drawn from uint8 images (N, C, H, W). Returns scalar tensors on the device.
 
@@ -513,13 +588,14 @@ def critic_step(state: TrainState, images: Tensor, ground: GroundMetric) -> dict
     state.critic_optimizer.zero_grad()
     if config.compile:
         torch.compiler.cudagraph_mark_step_begin()  # what the graphs returned before may be written over
-    real = real_images(state, images)
+    real = state.rows(real_images(state, images))
     with torch.no_grad():
-        fake = state.fake_images(state.generator, state.latent(config.batch_size), config)
+        fake = state.fake_images(state.generator, state.rows(state.latent(config.batch_size)), config)
     due = state.critic_updates % config.penalty_every == 0
-    x = penalty_points(real, fake, config.points, state.random) if due else None
+    x = penalty_points(real, fake, config.points, epsilon=_mixing(state)) if due else None
     losses = state.critic_losses(state.critic, real, fake, x, ground, config)
     losses["critic_loss"].backward()
+    _average_gradients(state.critic, state.processes)
     state.critic_optimizer.step()
     state.critic_updates += 1
     return _keep(state, losses)
@@ -532,8 +608,10 @@ def generator_step(state: TrainState) -> dict[str, Tensor]:
     if config.compile:
         torch.compiler.cudagraph_mark_step_begin()
     with _frozen(state.critic):
-        loss = state.generator_loss(state.generator, state.critic, state.latent(config.batch_size), config)
+        z = state.rows(state.latent(config.batch_size))
+        loss = state.generator_loss(state.generator, state.critic, z, config)
         loss.backward()
+    _average_gradients(state.generator, state.processes)
     state.generator_optimizer.step()
     if state.averaged:
         _update_average(state.averaged, state.generator, config.ema)
@@ -610,6 +688,12 @@ def _version(package: str) -> str | None:
         return None
 
 
+def _rows_by_process(config: TrainConfig) -> list[tuple[int, int]]:
+    """First row and the one after the last of each process in a joint batch."""
+    share = config.batch_size // process_count()
+    return [(rank * share, (rank + 1) * share) for rank in range(process_count())]
+
+
 def provenance(config: TrainConfig, images: Tensor, device: torch.device) -> dict[str, Any]:
     """Where a run's numbers come from: code, versions, device, seed and the very images it saw."""
     tracked = _git("ls-files", "__init__.py")  # empty when the package is installed inside somebody else's checkout
@@ -623,6 +707,7 @@ def provenance(config: TrainConfig, images: Tensor, device: torch.device) -> dic
         else f"{device.type}, {torch.get_num_threads()} threads",
         platform=f"{platform.system()} {platform.machine()}",
         seed=config.seed,
+        processes=[dict(rank=rank, rows=list(rows)) for rank, rows in enumerate(_rows_by_process(config))],
         dataset=config.dataset,
         dataset_shape=list(images.shape),
         dataset_sha256=content_hash(images),
@@ -694,8 +779,12 @@ def gradient_norms(
 # %% ../nbs/05_training.ipynb #make_run_folder
 def preflight(config: TrainConfig) -> torch.device:
     """What can be found wrong before data are touched: run folder, device, what evaluation needs. The device."""
-    if config.run_dir is not None and not config.resume:
+    if config.run_dir is not None and not config.resume and process_rank() == 0:
         _check_free(Path(config.run_dir))
+    if config.batch_size % process_count():
+        raise ValueError(f"batch_size must be a multiple of the {process_count()} processes, got {config.batch_size}")
+    if config.compile and process_count() > 1:
+        raise ValueError("compiled steps are for a single process: leave out compile, or torchrun")
     device = pick_device(config.device)
     if config.eval_interval:
         check_features(config.eval_features, config.eval_weights)
@@ -998,13 +1087,13 @@ def check_same_run(stored: TrainConfig, now: TrainConfig) -> None:
 # %% ../nbs/05_training.ipynb #run
 @dataclass
 class Run:
-    """A training run. state: networks and random state. run_dir: its folder.
+    """A training run. state: networks and random state. run_dir: its folder; None in processes that do not write.
 
     history, evaluations: the lines of metrics.jsonl and of evaluations.jsonl.
     """
 
     state: TrainState
-    run_dir: Path
+    run_dir: Path | None
     history: list[dict[str, float]]
     evaluations: list[dict[str, Any]]
 
@@ -1091,31 +1180,63 @@ def train(config: TrainConfig, progress: bool = True) -> Run:
     FloatingPointError when losses, gradients or weights are no longer finite; the checkpoints written so far remain.
     """
     device = preflight(config)
+    writes = process_rank() == 0
     with ExitStack() as stack:
-        if config.resume:
+        if config.resume and writes:
             stack.enter_context(only_process(Path(config.run_dir)))
         checkpoint = _checkpoint_to_go_on_from(config) if config.resume else None
-        images = load_images(config.dataset, config.data_dir, config.size).to(device)
+        with first_process_first():
+            images = load_images(config.dataset, config.data_dir, config.size).to(device)
         origin = provenance(config, images, device)
         if config.resume:
             _check_same_images(config.run_dir, origin)
-        evaluator = _evaluator(config, images, progress)
+        evaluator = _evaluator(config, images, progress) if writes else None
         state = TrainState(config, images.shape[1], device)
         if checkpoint:
             state.load_state_dict(checkpoint)
+        _check_same_state(state)
         if device.type == "cpu":
             keep_memory()
         stack.enter_context(repeatable_convolutions())
         if config.compile:
             torch.compiler.reset()  # earlier runs count against torch's limit, beyond which it silently stays eager
             check_compiled(state, images, config.ground())
-        path = make_run_folder(config)
+        folder = stack.enter_context(_open_folder(config, origin, state)) if writes else None
+        with stop_requests() as stop:
+            _train_together(state, images, folder, evaluator, stop, progress and writes)
+        return Run(state, folder.path, folder.history, folder.evaluations) if folder else Run(state, None, [], [])
+
+
+@contextmanager
+def _open_folder(config: TrainConfig, origin: Mapping[str, Any], state: TrainState):
+    """The run's folder, written by this process alone and closed at the end; a resumed one is locked already."""
+    path = make_run_folder(config)
+    with nullcontext() if config.resume else only_process(path):
         if not config.resume:
-            stack.enter_context(only_process(path))
             _check_free(path)  # another process may have been here since
-        with closing(RunFolder(path, config, origin, state.step)) as folder, stop_requests() as stop:
-            _train_loop(state, images, folder, evaluator, stop, progress)
-        return Run(state, folder.path, folder.history, folder.evaluations)
+        with closing(RunFolder(path, config, origin, state.step)) as folder:
+            yield folder
+
+
+def _check_same_state(state: TrainState) -> None:
+    """RuntimeError unless all processes begin with the same weights: they may have read different files."""
+    weights = [value.double().sum() for part in (state.generator, state.critic) for value in part.state_dict().values()]
+    mine = torch.stack([*weights, torch.tensor(float(state.step), dtype=torch.float64, device=state.device)])
+    if not torch.equal(_over_processes(mine.clone(), "max"), -_over_processes(-mine, "max")):
+        raise RuntimeError("the processes begin with different weights: all must read the same run folder")
+
+
+def _train_together(state: TrainState, *arguments) -> None:
+    """`_train_loop`; among several processes, an error that may come from another one says how to go on."""
+    try:
+        _train_loop(state, *arguments)
+    except RuntimeError as error:
+        if state.processes == 1:
+            raise
+        raise RuntimeError(
+            f"process {state.rank} of {state.processes} ended after update {state.step}: it or another one failed or "
+            f"was lost ({str(error).splitlines()[0]}). Go on from the last checkpoint with resume=true and run_dir."
+        ) from error
 
 
 def _checkpoint_to_go_on_from(config: TrainConfig) -> dict[str, Any] | None:
@@ -1158,7 +1279,7 @@ def _evaluator(config: TrainConfig, images: Tensor, progress: bool) -> Evaluator
 def _train_loop(
     state: TrainState,
     images: Tensor,
-    folder: RunFolder,
+    folder: RunFolder | None,
     evaluator: Evaluator | None,
     stop: list[int],
     progress: bool,
@@ -1166,7 +1287,7 @@ def _train_loop(
     from tqdm import tqdm
 
     config, ground = state.config, state.config.ground()
-    if state.step == 0:
+    if folder and state.step == 0:
         folder.samples(0, draw_samples(state))
         folder.checkpoint(state)
     first_bad = torch.zeros((), dtype=torch.long, device=state.device)  # update of the first loss that is not finite
@@ -1186,20 +1307,40 @@ def _train_loop(
         first_bad = torch.where(finite | (first_bad > 0), first_bad, step)
         state.step = step
         due = {name: is_due(config, name, step) for name in ("log", "sample", "eval", "checkpoint")}
-        if any(due.values()) or stop:
+        stopping = _asked_to_stop(stop, state)
+        if any(due.values()) or stopping:
+            means = _over_processes(torch.stack(list(losses.values())))
+            state.losses = losses = dict(zip(losses, means.unbind()))
             _check_finite(state, losses, first_bad, folder)
-        if due["log"]:
-            folder.metrics(dict(step=step) | _numbers(losses) | _mean_norms(state, images) | clock.read())
-            updates.set_postfix(distance=f"{losses['distance'].item():.3f}", refresh=False)
-        if due["sample"]:
-            folder.samples(step, draw_samples(state))
-        if due["eval"]:
-            with clock.stopped():
-                folder.evaluation(dict(step=step, seconds=round(state.seconds, 3)) | evaluate(state, evaluator), state)
-        if due["checkpoint"] or stop:
-            folder.checkpoint(state)
-        if stop:
-            raise Stopped(stop[0], step, folder.path)
+        if folder:
+            _write_down(
+                state, images, folder, evaluator, clock, losses, due | dict(checkpoint=due["checkpoint"] or stopping)
+            )
+            if due["log"]:
+                updates.set_postfix(distance=f"{losses['distance'].item():.3f}", refresh=False)
+        if stopping:
+            raise Stopped(stop[0] if stop else signal.SIGTERM, step, folder.path if folder else config.run_dir)
+
+
+def _asked_to_stop(stop: list[int], state: TrainState) -> bool:
+    """Whether this process or another one was: all must stop after the same update."""
+    if state.processes == 1:
+        return bool(stop)
+    return bool(_over_processes(torch.tensor(float(bool(stop)), device=state.device), "max"))
+
+
+def _write_down(state, images, folder, evaluator, clock, losses, due: Mapping[str, bool]) -> None:
+    """What is due after this update: numbers, samples, evaluation, checkpoint."""
+    if due["log"]:
+        folder.metrics(dict(step=state.step) | _numbers(losses) | _mean_norms(state, images) | clock.read())
+    if due["sample"]:
+        folder.samples(state.step, draw_samples(state))
+    if due["eval"]:
+        with clock.stopped():
+            about = dict(step=state.step, seconds=round(state.seconds, 3))
+            folder.evaluation(about | evaluate(state, evaluator), state)
+    if due["checkpoint"]:
+        folder.checkpoint(state)
 
 
 def is_due(config: TrainConfig, name: str, step: int) -> bool:
@@ -1245,7 +1386,7 @@ def _mean_norms(state: TrainState, images: Tensor) -> dict[str, float]:
     return {f"norm_{name}": norms[name].mean().item() for name in ("euclidean", "wasserstein")}
 
 
-def _check_finite(state: TrainState, losses: Mapping[str, Tensor], first_bad: Tensor, folder: RunFolder) -> None:
+def _check_finite(state: TrainState, losses: Mapping[str, Tensor], first_bad: Tensor, folder: RunFolder | None) -> None:
     bad = [name for name, value in losses.items() if not value.isfinite()]
     for name in ("generator", "critic"):
         network = getattr(state, name)
@@ -1254,9 +1395,10 @@ def _check_finite(state: TrainState, losses: Mapping[str, Tensor], first_bad: Te
             if not all(value.isfinite().all() for value in values):
                 bad.append(f"{name} {what}")
     if bad:
+        saved = folder.diverged(state) if folder else "the run's folder"
         raise FloatingPointError(
             f"training diverged: not finite since generator update {first_bad.item() or state.step}: {', '.join(bad)}. "
-            f"The state is saved in {folder.diverged(state)}, earlier checkpoints beside it. A new run with a smaller "
+            f"The state is saved in {saved}, earlier checkpoints beside it. A new run with a smaller "
             "lr or a larger weight usually helps."
         )
 
@@ -1290,7 +1432,8 @@ def main(argv: Iterable[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
-        run = train(config)
+        with joined_processes(config.device):
+            run = train(config)
     except (ValueError, OSError, FloatingPointError, RuntimeError) as error:  # RuntimeError: out of memory, for one
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -1300,6 +1443,8 @@ def main(argv: Iterable[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped before the next update was done; the last checkpoint is in the run's folder", file=sys.stderr)
         return 130
+    if run.run_dir is None:
+        return 0
     print(f"run folder: {run.run_dir}\nsamples:    {run.samples[-1]}")
     if run.evaluations:
         print("best evaluation:", json.dumps(best_evaluation(run.evaluations), indent=1))
