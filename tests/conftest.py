@@ -1,6 +1,12 @@
 """Shared by all tests: the repository's root, and a data folder of their own."""
 
+import json
+import platform
+import subprocess
 import sys
+import time
+from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -30,3 +36,25 @@ def smoke(tmp_path, data_dir):
         return make_config("smoke", **dict(run_dir=tmp_path / name, data_dir=data_dir, device="cpu") | changes)
 
     return make
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--reliability", type=Path, help="write there how many kills, damages and malformed inputs were tried"
+    )
+
+
+@pytest.fixture(scope="session")
+def tally(request):
+    """Counts of what was tried, by kind; written down at the end if --reliability says where."""
+    tried = Counter()
+    yield tried
+    path = request.config.getoption("--reliability")
+    if path:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+        origin = dict(git_commit=commit or None, python=platform.python_version(), torch=version("torch"))
+        origin |= dict(platform=f"{platform.system()} {platform.machine()}", finished=time.strftime("%Y-%m-%d"))
+        failed = request.session.testsfailed
+        path.write_text(
+            json.dumps(dict(tried=dict(sorted(tried.items())), failed_tests=failed, provenance=origin), indent=1) + "\n"
+        )

@@ -110,7 +110,8 @@ def wait_for_updates(run_dir, processes, n=12):
 
 
 @pytest.mark.parametrize("lost", [0, 1])
-def test_a_lost_process_ends_the_others_soon_with_a_state_to_go_on_from(tmp_path, data_dir, lost):
+def test_a_lost_process_ends_the_others_soon_with_a_state_to_go_on_from(tmp_path, data_dir, tally, lost):
+    tally["lost processes"] += 1
     run_dir = tmp_path / "run"
     processes = start_pair(run_dir, data_dir)
     try:

@@ -105,7 +105,7 @@ def kill_at_random(run_dir, data_dir, chance):
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(24, marks=pytest.mark.slow)])
-def test_run_killed_at_random_moments_ends_as_if_it_had_not_been(tmp_path, data_dir, reference, kills):
+def test_run_killed_at_random_moments_ends_as_if_it_had_not_been(tmp_path, data_dir, reference, tally, kills):
     chance, killed, run_dir = random.Random(kills), 0, None
     for attempt in range(10 * kills):
         run_dir = run_dir or tmp_path / f"run{attempt}"
@@ -120,6 +120,7 @@ def test_run_killed_at_random_moments_ends_as_if_it_had_not_been(tmp_path, data_
             assert_equal_runs(run_dir, reference)
             run_dir = None
             if killed >= kills:
+                tally["kills at random moments"] += killed
                 return
     raise AssertionError(f"only {killed} kills hit a running process")
 
@@ -138,16 +139,17 @@ os.{name} = deadly
 
 @pytest.mark.parametrize("name, after", [("fsync", False), ("replace", False), ("replace", True)])
 @pytest.mark.parametrize("call", [7, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 2, 3, 4, 5, 6, 30, 61))])
-def test_run_killed_in_the_middle_of_writing_a_file_goes_on(tmp_path, data_dir, reference, name, after, call):
+def test_run_killed_in_the_middle_of_writing_a_file_goes_on(tmp_path, data_dir, reference, tally, name, after, call):
     code, _, err = finish(start(tmp_path / "run", data_dir, KILL.format(name=name, after=after, call=call)))
     assert code == -signal.SIGKILL, err
     code, _, err = finish(start(tmp_path / "run", data_dir))
     assert code == 0, err
     assert_equal_runs(tmp_path / "run", reference)
+    tally["kills in the middle of writing a file"] += 1
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_signals_save_the_state_and_say_how_to_go_on(tmp_path, data_dir, reference, name):
+def test_signals_save_the_state_and_say_how_to_go_on(tmp_path, data_dir, reference, tally, name):
     run_dir = tmp_path / "with space"
     process = start(run_dir, data_dir, checkpoint_interval=1000)
     while len(training.read_metrics(run_dir)) < 3:
@@ -161,6 +163,7 @@ def test_signals_save_the_state_and_say_how_to_go_on(tmp_path, data_dir, referen
     assert finish(start(run_dir, data_dir))[0] == 0
     left = what_a_run_left(run_dir)
     assert left["state"] == reference["state"] and left["metrics"] == reference["metrics"]
+    tally["signals"] += 1
 
 
 def test_a_second_signal_ends_the_process_at_once():
@@ -202,7 +205,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_checkpoints_are_named_and_the_one_before_is_used(smoke, capsys, damage):
+def test_damaged_checkpoints_are_named_and_the_one_before_is_used(smoke, capsys, tally, damage):
     whole = train(smoke("whole"), progress=False)
     run = train(smoke(), progress=False)
     newest = run.run_dir / "checkpoints" / "step_0000004.pt"
@@ -271,7 +274,7 @@ def limit_files_to(size):
     return f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {resource.RLIM_INFINITY}))"
 
 
-def test_full_disk_stops_the_run_with_the_last_good_state(tmp_path, data_dir, reference):
+def test_full_disk_stops_the_run_with_the_last_good_state(tmp_path, data_dir, reference, tally):
     run_dir = tmp_path / "run"
     process = start(run_dir, data_dir)
     while len(training.read_metrics(run_dir)) < 5:
@@ -284,6 +287,7 @@ def test_full_disk_stops_the_run_with_the_last_good_state(tmp_path, data_dir, re
     assert code == 1 and err.strip().splitlines()[-1].startswith("error: [Errno") and "Traceback" not in err
     assert read_checkpoint(run_dir)["step"] == step
     assert not list(run_dir.rglob(".*.part"))
+    tally["full disks"] += 1
     assert finish(start(run_dir, data_dir))[0] == 0
     assert_equal_runs(run_dir, reference)
 

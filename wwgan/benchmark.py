@@ -31,7 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import flop_registry
 
-from .data import project_root, unknown_name, write_json
+from .data import project_root, read_json, unknown_name, write_json
 from .evaluation import frechet_distance
 from .graph import _Form, energy_expression, half_ball
 from .networks import LeakyReLU
@@ -697,7 +697,7 @@ RESULTS = {"CPU": "cost_cpu.json", "GPU": "cost_gpu.json"}
 def read_records(folder: Path | None = None) -> dict[str, dict[str, Any] | None]:
     """The recorded results by device, None for one that was not measured. folder: data/results of the repository."""
     folder = folder or project_root() / "data" / "results"
-    read = lambda path: json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    read = lambda path: read_json(path) if path.exists() else None
     return {heading: read(folder / name) for heading, name in RESULTS.items()}
 
 

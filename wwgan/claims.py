@@ -224,9 +224,16 @@ def _geometry(results: Path) -> str:
 def claims_of(results: str | Path | None = None) -> list[Claim]:
     """The claims, with numbers from the recorded results; None: data/results/ of the repository.
 
-    Raises FileNotFoundError for results that are not there.
+    Raises FileNotFoundError for results that are not there, ValueError for those that are not as expected.
     """
     results = Path(results) if results else project_root() / "data" / "results"
+    try:
+        return _claims(results)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(f"the records in {results} are not as expected: {type(error).__name__}, {error}") from error
+
+
+def _claims(results: Path) -> list[Claim]:
     return [
         Claim(
             "The penalty costs next to nothing",

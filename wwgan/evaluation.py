@@ -47,9 +47,9 @@ def gaussian_distance(a: Gaussian, b: Gaussian) -> float:
 
 
 def _check_features(a: Tensor, b: Tensor) -> None:
-    if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
+    if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2 or not a.shape[1]:
         raise ValueError(
-            f"features must be (N, D) and (M, D) with N, M >= 2, got {tuple(a.shape)} and {tuple(b.shape)}"
+            f"features must be (N, D) and (M, D) with N, M >= 2 and D >= 1, got {tuple(a.shape)} and {tuple(b.shape)}"
         )
     if not (a.isfinite().all() and b.isfinite().all()):
         raise ValueError("features must be finite, got NaN or infinity")
@@ -246,6 +246,8 @@ def _check_images(images: Tensor, name: str = "images") -> None:
         raise ValueError(
             f"{name} must be at least two uint8 images (N, 1 or 3, H, W), got {tuple(images.shape)} {images.dtype}"
         )
+    if not images.numel():
+        raise ValueError(f"{name} must have pixels, got {tuple(images.shape)}")
 
 
 @torch.no_grad()

@@ -177,8 +177,10 @@ def _incidence_and_mean(graph: PixelGraph, degree_normalized: bool):
 # %% ../nbs/01_metric.ipynb #check-masses
 def _check_masses(a: Tensor, b: Tensor) -> None:
     """Two arrays of images (..., H, W): same shape, not negative, equal and positive mass in each image."""
-    if a.shape != b.shape or a.dim() < 2:
-        raise ValueError(f"images must have the same shape (..., H, W), got {tuple(a.shape)} and {tuple(b.shape)}")
+    if a.shape != b.shape or a.dim() < 2 or not a.numel():
+        raise ValueError(
+            f"images must have the same shape (..., H, W) with pixels, got {tuple(a.shape)} and {tuple(b.shape)}"
+        )
     for image in (a, b):
         if not image.isfinite().all() or image.min() < 0:
             raise ValueError(f"intensities must be finite and not negative, got a minimum of {image.min().item():.4g}")

@@ -28,9 +28,9 @@ class GroundMetric(Protocol):
 
 
 def _check_gradient(g: Tensor, x: Tensor) -> None:
-    if g.dim() != 4 or g.shape != x.shape:
+    if g.dim() != 4 or g.shape != x.shape or 0 in g.shape[1:]:
         raise ValueError(
-            "critic gradient g and images x must both have shape (B, C, H, W), "
+            "critic gradient g and images x must both have shape (B, C, H, W) with pixels, "
             f"got {tuple(g.shape)} and {tuple(x.shape)}"
         )
 

@@ -112,7 +112,7 @@ def _blur(images: Tensor, pixels: float, random: torch.Generator) -> Tensor:
     from torchvision.transforms.v2.functional import gaussian_blur
 
     most = (min(images.shape[-2:]) - 1) // 2  # the border is mirrored, so the kernel must not reach past it
-    reach = max(1, min(math.ceil(3 * pixels), most))
+    reach = min(max(1, math.ceil(3 * pixels)), most)
     return gaussian_blur(images, [2 * reach + 1] * 2, [pixels] * 2)
 
 
@@ -200,8 +200,10 @@ DAMAGE = ("gaussian noise", "salt and pepper", "dead pixels", "block shuffling")
 
 
 def _check_images(images: Tensor) -> None:
-    if images.dim() != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point():
-        raise ValueError(f"images must be float (B, 1 or 3, H, W), got {tuple(images.shape)} {images.dtype}")
+    if images.dim() != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point() or not images.numel():
+        raise ValueError(
+            f"images must be float (B, 1 or 3, H, W), none of them 0, got {tuple(images.shape)} {images.dtype}"
+        )
     if not (images.abs() <= 1 + 1e-4).all():
         raise ValueError(f"images must lie in [-1, 1], got values up to {images.abs().max().item():.4g}")
 
@@ -368,8 +370,10 @@ def piece_lengths(path: Tensor) -> Tensor:
     """Lengths (T - 1,), in pixels, of the pieces of a path of images (T, C, H, W) in [-1, 1], in the pixels' metric.
 
     By the metric tensor at the middle of each piece, channels as in `displacement`; for pieces within which light
-    moves by a pixel or less.
+    moves by a pixel or less. Raises ValueError for fewer than two images.
     """
+    if path.dim() != 4 or len(path) < 2:
+        raise ValueError(f"a path must be (T, C, H, W) with T >= 2, got {tuple(path.shape)}")
     metric = WassersteinMetric(PixelGraph(*path.shape[-2:], radius=1))
     masses = unit_mass(path)
     lengths = [

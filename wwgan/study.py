@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .benchmark import interleaved, ratio, timer_of
-from .data import load_images, project_root, unknown_name, write_json
+from .data import load_images, project_root, read_json, unknown_name, write_json
 from wwgan.training import (
     Run,
     TrainConfig,
@@ -87,7 +87,7 @@ def read_study(path: str | Path) -> Study:
     if not path.is_file():
         raise FileNotFoundError(f"no study at {path}: expected a JSON file with common, settings and seeds")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         check_names(content, [f.name for f in fields(Study)])
         return Study(**content)
     except (ValueError, TypeError, AttributeError) as error:
@@ -140,7 +140,7 @@ def _read_config(folder: Path) -> TrainConfig:
     """The settings in a folder's config.json; fields that were added since have their defaults."""
     path = folder / "config.json"
     try:
-        return TrainConfig(**json.loads(path.read_text(encoding="utf-8")))
+        return TrainConfig(**read_json(path))
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{path} does not hold the settings of a run ({error}): remove {folder}") from None
 
@@ -375,7 +375,7 @@ def read_records(study: Study, results: str | Path) -> dict[str, list[Record]]:
                 config.seed,
                 read_evaluations(folder),
                 read_metrics(folder),
-                json.loads((folder / "provenance.json").read_text(encoding="utf-8")),
+                read_json(folder / "provenance.json"),
                 folder / "samples.png",
             )
             _check_complete(record, config, folder)
@@ -555,7 +555,7 @@ def relative_times(
 
 def read_times(results: str | Path) -> dict[str, Any]:
     """What `relative_times` measured, from the results' times.json. Raises FileNotFoundError."""
-    return json.loads((Path(results) / TIMES).read_text(encoding="utf-8"))
+    return read_json(Path(results) / TIMES)
 
 # %% ../nbs/09_study.ipynb #main
 def main(argv: Iterable[str] | None = None) -> int:

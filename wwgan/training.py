@@ -47,6 +47,7 @@ from wwgan.data import (
     default_size,
     load_images,
     project_root,
+    read_json,
     sample_images,
     to_uint8,
     unknown_name,
@@ -321,12 +322,12 @@ def _stored_settings(run_dir) -> dict[str, Any]:
     path = Path(run_dir).expanduser() / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"nothing to resume: {path} does not exist")
+    stored = read_json(path)
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(stored, dict):
-            raise TypeError(f"expected an object, got {stored!r}")
+            raise ValueError(f"expected an object, got {stored!r}")
         check_names(stored, [f.name for f in fields(TrainConfig)])
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} does not hold the settings of a run: {error}") from None
     return stored
 
@@ -748,9 +749,14 @@ def evaluate(state: TrainState, evaluator: Evaluator) -> dict[str, Any]:
 
 
 def image_grid(images: Tensor, columns: int = 8) -> Tensor:
-    """Images (N, C, H, W), uint8 or in [-1, 1] -> one uint8 picture (3, rows, columns) with thin frames."""
+    """Images (N, C, H, W), uint8 or in [-1, 1] -> one uint8 picture (3, rows, columns) with thin frames.
+
+    Raises ValueError without images.
+    """
     from torchvision.utils import make_grid
 
+    if images.dim() != 4 or not images.numel():
+        raise ValueError(f"a grid needs images (N, C, H, W), none of them 0, got {tuple(images.shape)}")
     return make_grid(
         images if images.dtype == torch.uint8 else to_uint8(images), nrow=columns, padding=1, pad_value=128
     )
@@ -917,7 +923,7 @@ class RunFolder:
             if int(picture.stem.removeprefix("step_")) > step:
                 picture.unlink()  # of a later state that could not be read back
         if step:
-            first = json.loads((path / "provenance.json").read_text(encoding="utf-8"))
+            first = read_json(path / "provenance.json")
             origin = first | dict(resumed=[*first.get("resumed", []), dict(step=step, **origin)])
         write_json(path / "provenance.json", origin)
         self.history = [line for line in read_metrics(path) if line["step"] <= step]
@@ -1016,8 +1022,15 @@ def _event_writer(path: Path, step: int):
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file with one a line; none if it is not there. A last line cut short is left out."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(json.loads(line))
+            found[-1]["step"] + 0
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise ValueError(f"line {number} of {path} must be an object with a step, got {line[:80]!r}") from None
+    return found
 
 
 def _write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
@@ -1254,7 +1267,9 @@ def _check_same_images(run_dir: str, origin: Mapping[str, Any]) -> None:
     path = Path(run_dir) / "provenance.json"
     if not path.exists():  # cut off before it was written
         return
-    began = json.loads(path.read_text(encoding="utf-8"))
+    began = read_json(path)
+    if not isinstance(began, dict) or not {"dataset_sha256", "dataset_shape"} <= began.keys():
+        raise ValueError(f"{path} does not say which images the run began with")
     if began["dataset_sha256"] != origin["dataset_sha256"]:
         raise ValueError(
             f"the images of {origin['dataset']} are not those this run began with: "
