@@ -381,3 +381,15 @@ def test_readme_has_the_table_of_the_recorded_study(root):
     study = read_study(root / "data" / "results" / "fid" / "study.json")
     table = summary_table(read_records(study, root / "data" / "results" / "fid"), "wgan-gp")
     assert table in (root / "README.md").read_text(encoding="utf-8")
+
+
+def test_names_of_runs_are_listed_for_a_scheduler(tmp_path, data_dir):
+    """The command that README gives for SLURM, by its parts: the second run of the list is trained, and no other."""
+    study = dict(common=COMMON | dict(data_dir=str(data_dir), device="cpu"), settings=SETTINGS, seeds=[0])
+    (tmp_path / "study.json").write_text(json.dumps(study))
+    command = f"{sys.executable} -m wwgan.study study.json"
+    script = f"{command} --runs runs --only $({command} --list | sed -n ${{SLURM_ARRAY_TASK_ID}}p)"
+    environment = os.environ | dict(SLURM_ARRAY_TASK_ID="2", PYTHONPATH=str(ROOT))
+    result = subprocess.run(["sh", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert [path.parent.name for path in tmp_path.glob("*/evaluations.jsonl")] == ["wwgan-seed0"]

@@ -568,15 +568,19 @@ def main(argv: Iterable[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, help="folder of the run folders; default: below data/runs/")
     parser.add_argument("--workers", type=int, default=1, help="runs at a time, each in a process of its own")
     parser.add_argument("--threads", type=int, help="of each run; default: the cores shared out")
+    parser.add_argument("--list", action="store_true", help="train nothing, but print the names of the runs")
     parser.add_argument("--only", nargs="+", metavar="RUN", help="names such as wgan-gp-seed0; default: all")
     parser.add_argument("--times", metavar="BASELINE", help="train nothing, but measure the settings' relative times")
     parser.add_argument("--data_dir", help="holds data sets and prepared arrays; default: data/ of the repository")
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:<number>; default: as the study says")
     parser.add_argument("--eval_weights", help="file of the Inception weights; default: torch's cache, or downloaded")
     given = vars(parser.parse_args(argv))
-    path, baseline = given.pop("study"), given.pop("times")
+    path, baseline, names = given.pop("study"), given.pop("times"), given.pop("list")
     given["results"] = given["results"] or path.parent
     try:
+        if names:
+            print("\n".join(read_study(path).configs()))
+            return 0
         if baseline:
             where = dict(threads=given["threads"] or 1, data_dir=given["data_dir"], device=given["device"] or "auto")
             write_json(given["results"] / TIMES, relative_times(read_study(path), baseline, **where))
