@@ -344,6 +344,9 @@ def test_run_cut_off_before_anything_was_written_can_be_started_again(smoke, dat
 def test_resume_without_a_run_names_what_is_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing to resume: .*config.json"):
         make_config(resume=True, run_dir=tmp_path)
+    with pytest.raises(FileNotFoundError, match="nothing to resume: .*config.json"):
+        train(training.TrainConfig(resume=True, run_dir=tmp_path / "new"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_reading_metrics_leaves_out_a_line_cut_short(smoke):

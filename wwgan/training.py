@@ -785,6 +785,8 @@ def gradient_norms(
 # %% ../nbs/05_training.ipynb #make_run_folder
 def preflight(config: TrainConfig) -> torch.device:
     """What can be found wrong before data are touched: run folder, device, what evaluation needs. The device."""
+    if config.resume and not (Path(config.run_dir) / "config.json").is_file():
+        raise FileNotFoundError(f"nothing to resume: {Path(config.run_dir) / 'config.json'} does not exist")
     if config.run_dir is not None and not config.resume and process_rank() == 0:
         _check_free(Path(config.run_dir))
     if config.batch_size % process_count():
@@ -914,11 +916,11 @@ class RunFolder:
 
     def __init__(self, path: Path, config: TrainConfig, origin: dict[str, Any], step: int):
         self.path = path
-        for name in ("samples", "checkpoints"):
-            (path / name).mkdir(exist_ok=True)
         for left in (*path.glob(".*.part"), *path.glob("*/.*.part")):
             left.unlink()  # half written when the process ended
-        write_json(path / "config.json", asdict(config) | dict(resume=False))
+        write_json(path / "config.json", asdict(config) | dict(resume=False))  # from here on the run can be resumed
+        for name in ("samples", "checkpoints"):
+            (path / name).mkdir(exist_ok=True)
         for picture in path.glob("samples/step_*.png"):
             if int(picture.stem.removeprefix("step_")) > step:
                 picture.unlink()  # of a later state that could not be read back
