@@ -275,3 +275,54 @@ def test_automatic_names_of_runs_stay_in_data_runs(tmp_path, monkeypatch, datase
     monkeypatch.setattr(training, "project_root", lambda: tmp_path)
     made = training.make_run_folder(make_config("smoke", dataset=dataset, size=16))
     assert made.parent == tmp_path / "data" / "runs" and made.is_dir()
+
+
+def test_tampered_archives_are_refused_before_anything_is_unpacked(tmp_path, monkeypatch, tally):
+    import tarfile
+
+    import torchvision.datasets.utils as downloads
+
+    from wwgan import data
+
+    tally["tampered archives"] += 1
+
+    def tampered(url, filename, *arguments, **options):
+        with tarfile.open(filename, "w:gz") as archive:
+            for name in ("../../owned", "/owned", "cifar-10-batches-py/data_batch_1"):
+                archive.addfile(tarfile.TarInfo(name))
+
+    monkeypatch.setattr(data, "reach", lambda url: None)
+    monkeypatch.setattr(downloads, "_get_redirect_url", lambda url, **options: url)
+    monkeypatch.setattr(downloads, "_urlretrieve", tampered)
+    with pytest.raises(FileNotFoundError, match="not found or corrupted"):
+        data.load_images("cifar10", tmp_path / "data")
+    assert listing(tmp_path) == [] and not Path("/owned").exists()
+
+
+NAMES_OF_FILES = [
+    "a\nb.jpg",
+    "-rf.jpg",
+    "ü🙂.png",
+    " .jpg",
+    "$(touch owned).jpg",
+    "..jpg",
+    "%s.png",
+    "a" * 200 + ".jpg",
+]
+
+
+@quiet
+@given(st.dictionaries(st.sampled_from(NAMES_OF_FILES), st.binary(max_size=200), min_size=1, max_size=3))
+def test_folders_of_broken_pictures_are_refused_by_name_and_leave_nothing(tmp_path_factory, tally, files):
+    from wwgan.data import load_images
+
+    tally["broken data sets"] += 1
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "in").mkdir()
+    for name, content in files.items():
+        (folder / "in" / name).write_bytes(content)
+    before = listing(folder)
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        load_images(f"folder:{folder / 'in'}", folder / "data", 16)
+    assert str(folder / "in") in str(error.value)
+    assert [name for name in listing(folder) if name not in (*before, "data", "data/cache")] == []
