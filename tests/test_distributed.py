@@ -31,7 +31,7 @@ def run(command, seconds=120):
     "options",
     [
         ["penalty=wasserstein"],
-        ["penalty=euclidean", "architecture=resnet", "size=32"],
+        pytest.param(["penalty=euclidean", "architecture=resnet", "size=32"], marks=pytest.mark.slow),
         pytest.param(["penalty=wasserstein-paper", "penalty_every=2", "points=real"], marks=pytest.mark.slow),
     ],
     ids=str,

@@ -137,8 +137,17 @@ os.{name} = deadly
 """
 
 
-@pytest.mark.parametrize("name, after", [("fsync", False), ("replace", False), ("replace", True)])
-@pytest.mark.parametrize("call", [7, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 2, 3, 4, 5, 6, 30, 61))])
+MOMENTS = [
+    (name, after, call)
+    for name, after in (("fsync", False), ("replace", False), ("replace", True))
+    for call in (1, 2, 3, 4, 5, 6, 30, 61)
+]
+
+
+@pytest.mark.parametrize(
+    "name, after, call",
+    [("replace", False, 7), *(pytest.param(*moment, marks=pytest.mark.slow) for moment in MOMENTS)],
+)
 def test_run_killed_in_the_middle_of_writing_a_file_goes_on(tmp_path, data_dir, reference, tally, name, after, call):
     code, _, err = finish(start(tmp_path / "run", data_dir, KILL.format(name=name, after=after, call=call)))
     assert code == -signal.SIGKILL, err
