@@ -60,7 +60,7 @@ def test_training_notebook_runs(tmp_path, make_data, shape):
     result = papermill(tmp_path, preset="smoke", run_dir=tmp_path / "run", **parameters)
     assert result.returncode == 0, result.stderr[-3000:]
     run = tmp_path / "run"
-    assert {path.name for path in run.iterdir() if not path.name.startswith("events")} == {
+    assert {path.name for path in run.iterdir() if not path.name.startswith(("events", "."))} == {
         "config.json",
         "provenance.json",
         "metrics.jsonl",
