@@ -124,7 +124,7 @@ def test_a_lost_process_ends_the_others_soon_with_a_state_to_go_on_from(tmp_path
             process.communicate()
     assert processes[1 - lost].returncode == 1
     last = error.strip().splitlines()[-1]
-    assert last.startswith(f"error: process {1 - lost} of 2 ended after update") and "resume=true" in last
+    assert last.startswith(f"error: process {1 - lost} of 2 ended, because it or another one") and "resume=true" in last
     step = read_checkpoint(run_dir)["step"]
     assert step >= 10
     assert train(make_config(run_dir=run_dir, resume=True, steps=step + 2), progress=False).state.step == step + 2

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -155,6 +156,117 @@ def test_run_killed_in_the_middle_of_writing_a_file_goes_on(tmp_path, data_dir, 
     assert code == 0, err
     assert_equal_runs(tmp_path / "run", reference)
     tally["kills in the middle of writing a file"] += 1
+
+
+DEADLY = """
+import os, signal
+original = os.{name}
+def deadly(*arguments):
+    hit = arguments[-1 if '{name}' == 'replace' else 0]
+    if str(hit).endswith('{file}'):
+        original(*arguments)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*arguments)
+os.{name} = deadly
+"""
+
+
+@pytest.mark.parametrize(
+    "name, file",
+    [
+        ("replace", "step_0000000.pt"),
+        pytest.param("replace", "step_0000000.pt.sha256", marks=pytest.mark.slow),
+        pytest.param("replace", "best_0000010.pt", marks=pytest.mark.slow),
+        pytest.param("replace", "metrics.jsonl", marks=pytest.mark.slow),
+        pytest.param("unlink", "step_0000003.pt", marks=pytest.mark.slow),
+        pytest.param("unlink", "best_0000010.pt", marks=pytest.mark.slow),
+    ],
+)
+def test_run_killed_twice_at_the_same_file_goes_on(tmp_path, data_dir, reference, tally, name, file):
+    """Also the resumed run is killed there, if it writes or removes that file again."""
+    deadly = DEADLY.format(name=name, file=file)
+    code, _, err = finish(start(tmp_path / "run", data_dir, deadly))
+    for _ in range(2):
+        again, _, err = finish(start(tmp_path / "run", data_dir, deadly))
+        assert again in (0, -signal.SIGKILL), err
+        tally["kills in the middle of writing a file"] += again != 0
+    assert finish(start(tmp_path / "run", data_dir))[0] == 0
+    assert_equal_runs(tmp_path / "run", reference)
+
+
+def test_run_killed_before_its_second_checkpoint_has_no_doubles(tmp_path, data_dir, tally):
+    sparse = dict(steps=30, checkpoint_interval=1000, eval_interval=1)
+    for name in ("whole", "killed"):
+        process = start(tmp_path / name, data_dir, **sparse)
+        if name == "killed":
+            while len(training.read_evaluations(tmp_path / name)) < 4:
+                time.sleep(0.005)
+            process.kill()
+            tally["kills at random moments"] += 1
+        finish(process)
+    assert finish(start(tmp_path / "killed", data_dir))[0] == 0
+    whole = what_a_run_left(tmp_path / "whole")
+    assert_equal_runs(tmp_path / "killed", whole)
+    assert [line["step"] for line in whole["evaluations"]] == list(range(1, 31))
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(tmp_path / "killed"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("distance")] == list(range(1, 31))
+
+
+def test_lost_checkpoints_are_not_taken_for_a_run_that_never_began(smoke):
+    run = train(smoke(), progress=False)
+    for path in run.run_dir.glob("checkpoints/*"):
+        path.unlink()
+    before = {path: path.read_bytes() for path in run.run_dir.rglob("*") if path.is_file() and path.name != ".lock"}
+    with pytest.raises(ValueError, match="checkpoints of .* are gone, which had come to update 4"):
+        train(make_config(resume=True, run_dir=run.run_dir, steps=8), progress=False)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_settings_of_a_run_without_checkpoint_may_not_change(smoke):
+    run = train(smoke(), progress=False)
+    for path in (*run.run_dir.glob("checkpoints/*"), run.run_dir / "metrics.jsonl"):
+        path.unlink()
+    with pytest.raises(ValueError, match="a resumed run keeps its settings, these differ: lr"):
+        train(make_config(resume=True, run_dir=run.run_dir, lr=0.1), progress=False)
+    again = train(make_config(resume=True, run_dir=run.run_dir), progress=False)
+    assert untimed(again.history) == untimed(run.history)
+
+
+def test_foreign_files_among_the_checkpoints_are_left_alone(smoke):
+    run = train(smoke(), progress=False)
+    folder = run.run_dir / "checkpoints"
+    for name in ("step_copy_a.pt", "step_zz.pt", "step_0000002 (1).pt"):
+        (folder / name).write_bytes(b"mine")
+    (run.run_dir / "samples" / "step_0000002 (1).png").write_bytes(b"mine")
+    train(make_config(resume=True, run_dir=run.run_dir, steps=8), progress=False)
+    assert [int(path.stem[5:]) for path in sorted(folder.glob("step_0*[0-9].pt"))] == [4, 6, 8]
+    assert (folder / "step_zz.pt").exists() and (run.run_dir / "samples" / "step_0000002 (1).png").exists()
+
+
+@pytest.mark.parametrize(
+    "file, content, words",
+    [
+        (
+            "provenance.json",
+            '{"resumed": 5, "dataset_sha256": "", "dataset_shape": []}',
+            "not those this run began with",
+        ),
+        ("provenance.json", "[]", "provenance.json does not say"),
+        ("evaluations.jsonl", '{"step": 1}\n', "evaluations.jsonl must have scores"),
+        ("metrics.jsonl", "{}\n", "line 1 of .*metrics.jsonl"),
+        ("config.json", "{", "config.json does not hold JSON"),
+    ],
+)
+def test_spoilt_records_stop_a_resumed_run_before_anything_is_written(smoke, capsys, file, content, words):
+    run = train(smoke(), progress=False)
+    (run.run_dir / file).write_text(content)
+    before = {path: path.read_bytes() for path in run.run_dir.rglob("*") if path.is_file() and path.name != ".lock"}
+    code = training.main([f"--run_dir={run.run_dir}", "--resume", "--steps=6"])
+    error = capsys.readouterr().err
+    assert code in (1, 2) and re.search(words, error) and "Traceback" not in error, error
+    assert {path: path.read_bytes() for path in before} == before
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])

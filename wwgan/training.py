@@ -496,11 +496,11 @@ def process_rank() -> int:
 
 
 @contextmanager
-def joined_processes(device: str = "auto", timeout: float = 1800.0):
+def joined_processes(device: str = "auto", timeout: float = 4 * 3600.0):
     """In here the processes that torchrun started, if it did, train together: by nccl on GPUs, by gloo on CPUs.
 
-    timeout: seconds after which a process that hears nothing of the others gives up, at most: a lost connection is
-    noticed at once.
+    timeout: seconds after which a process that hears nothing of the others gives up: more than the first process needs
+    for preparing data or for an evaluation, meanwhile the others wait. gloo notices a lost process at once.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
@@ -876,15 +876,25 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged: its checksum is not the one in {_checksum_of(path).name}")
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        TrainConfig(**content["config"])
-        missing = (
-            {"channels", "step", "seconds", "random", "device", *TrainState._parts} - content.keys() - {"averaged"}
-        )
+        config = TrainConfig(**content["config"])
+        wanted = {"channels", "step", "seconds", "random", "device", *TrainState._parts}
+        missing = wanted - content.keys() - (set() if config.ema else {"averaged"})
         if missing:
             raise KeyError(f"no {', '.join(sorted(missing))}")
+        if type(content["step"]) is not int or not isinstance(content["random"], Tensor):
+            raise TypeError(f"step must be an integer and random a tensor, got step {content['step']!r}")
     except Exception as error:  # whatever a foreign file makes the readers stumble over
         raise ValueError(f"{path} is not a checkpoint of a run: {str(error).splitlines()[0]}") from None
     return content
+
+
+def _checkpoints(run_dir, kind: str = "step") -> dict[int, Path]:
+    """Step -> file of a run's checkpoints of a kind, "step" or "best", oldest first; other files do not count."""
+    found = {}
+    for path in Path(run_dir).glob(f"checkpoints/{kind}_*.pt"):
+        if re.fullmatch(rf"{kind}_\d{{7,}}", path.stem):
+            found[int(path.stem.partition("_")[2])] = path
+    return dict(sorted(found.items()))
 
 
 def _remove_checkpoint(path: Path) -> None:
@@ -892,17 +902,14 @@ def _remove_checkpoint(path: Path) -> None:
     _checksum_of(path).unlink(missing_ok=True)
 
 
-def _best_score_kept(path: Path, step: int) -> float:
-    """The score of the state in best_*.pt, infinite without one; those of later or not to be read are removed."""
-    for best in sorted(path.glob("checkpoints/best_*.pt"), reverse=True):
-        try:
-            kept = load_checkpoint(best)
-            if kept["step"] <= step:
-                return main_score(kept["evaluation"])
-        except (ValueError, KeyError):
-            pass
-        _remove_checkpoint(best)
-    return float("inf")
+def _tidy(run_dir: Path, step: int, keep: int) -> None:
+    """Of checkpoints up to `step`, keep the last few and the best; remove checksums whose checkpoint is gone."""
+    for kind, most in dict(step=keep, best=1).items():
+        for old in [path for k, path in _checkpoints(run_dir, kind).items() if k <= step][:-most]:
+            _remove_checkpoint(old)
+    for checksum in run_dir.glob("checkpoints/*.pt.sha256"):
+        if not checksum.with_suffix("").exists():
+            checksum.unlink()
 
 
 class RunFolder:
@@ -916,27 +923,35 @@ class RunFolder:
 
     def __init__(self, path: Path, config: TrainConfig, origin: dict[str, Any], step: int):
         self.path = path
-        for left in (*path.glob(".*.part"), *path.glob("*/.*.part")):
-            left.unlink()  # half written when the process ended
+        self.history = [line for line in read_metrics(path) if line["step"] <= step]
+        self.evaluations = [line for line in read_evaluations(path) if line["step"] <= step]
+        self.fresh = not _checkpoints(path)
+        if not self.fresh:
+            origin = _resumed(path / "provenance.json", origin, step)
+        self._best = min(map(main_score, self.evaluations), default=float("inf"))
         write_json(path / "config.json", asdict(config) | dict(resume=False))  # from here on the run can be resumed
         for name in ("samples", "checkpoints"):
             (path / name).mkdir(exist_ok=True)
-        for picture in path.glob("samples/step_*.png"):
-            if int(picture.stem.removeprefix("step_")) > step:
-                picture.unlink()  # of a later state that could not be read back
-        if step:
-            first = read_json(path / "provenance.json")
-            origin = first | dict(resumed=[*first.get("resumed", []), dict(step=step, **origin)])
+        self._cut_back(step)
         write_json(path / "provenance.json", origin)
-        self.history = [line for line in read_metrics(path) if line["step"] <= step]
-        self.evaluations = [line for line in read_evaluations(path) if line["step"] <= step]
-        self._best = _best_score_kept(path, step)
-        for name, lines in dict(metrics=self.history, evaluations=self.evaluations).items():
-            if lines or name == "metrics":
-                _write_lines(path / f"{name}.jsonl", lines)
-        self._events = _event_writer(path, step)
+        self._events = _event_writer(path, 0 if self.fresh else step + 1)
         self._thread, self._pending = ThreadPoolExecutor(1, "wwgan-writer"), Future()
         self._pending.set_result(None)
+
+    def _cut_back(self, step: int) -> None:
+        """Remove what is of later states, which are computed again, and what was half written when a process ended."""
+        for left in (*self.path.glob(".*.part"), *self.path.glob("*/.*.part")):
+            left.unlink()
+        for picture in self.path.glob("samples/step_*.png"):
+            if picture.stem[5:].isdigit() and int(picture.stem[5:]) > step:
+                picture.unlink()
+        for later, best in _checkpoints(self.path, "best").items():
+            if later > step:
+                _remove_checkpoint(best)
+        _tidy(self.path, step, self.keep_checkpoints)
+        for name, lines in dict(metrics=self.history, evaluations=self.evaluations).items():
+            if lines or name == "metrics" or (self.path / f"{name}.jsonl").exists():
+                _write_lines(self.path / f"{name}.jsonl", lines)
 
     def _write(self, task: Callable, *arguments) -> None:
         self._pending.result()  # one at a time, and its error if it failed
@@ -987,17 +1002,16 @@ class RunFolder:
         self._write(self._save_checkpoint, state.step, _snapshot(state.state_dict()))
 
     def _save_checkpoint(self, step: int, content: dict[str, Any]) -> None:
-        self._save(f"step_{step:07d}.pt", content, keep=self.keep_checkpoints)
+        save_checkpoint(self.path / "checkpoints" / f"step_{step:07d}.pt", content)
+        _tidy(self.path, step, self.keep_checkpoints)
 
     def _save_best(self, step: int, content: dict[str, Any]) -> None:
-        self._save(f"best_{step:07d}.pt", content, keep=1)
+        """The best before it goes when a checkpoint has been written that the run can go on from with this one."""
+        save_checkpoint(self.path / "checkpoints" / f"best_{step:07d}.pt", content)
 
-    def _save(self, name: str, content: dict[str, Any], keep: int) -> None:
-        """Save a checkpoint, then remove all but the last few of its kind."""
-        folder = self.path / "checkpoints"
-        save_checkpoint(folder / name, content)
-        for old in sorted(folder.glob(f"{name.partition('_')[0]}_*.pt"))[:-keep]:
-            _remove_checkpoint(old)
+    def wait(self) -> None:
+        """Until what is being written is on the disk."""
+        self._pending.result()
 
     def diverged(self, state: TrainState) -> Path:
         """Save a state that holds what is not finite, to look at; it is not among the checkpoints to go on from."""
@@ -1013,13 +1027,22 @@ class RunFolder:
         self._pending.result()
 
 
-def _event_writer(path: Path, step: int):
+def _resumed(path: Path, origin: dict[str, Any], step: int) -> dict[str, Any]:
+    """The origin of a run in provenance.json, with that of the part that begins now after `step`."""
+    first = read_json(path)
+    parts = first.get("resumed", []) if isinstance(first, dict) else None
+    if not isinstance(parts, list):
+        raise ValueError(f"{path} does not hold the origin of a run")
+    return first | dict(resumed=[*parts, dict(step=step, **origin)])
+
+
+def _event_writer(path: Path, purge_from: int):
     """TensorBoard's writer, or None where TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(path), purge_step=step + 1 if step else None)
+    return SummaryWriter(str(path), purge_step=purge_from)
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
@@ -1047,7 +1070,12 @@ def read_metrics(run_dir) -> list[dict[str, float]]:
 
 def read_evaluations(run_dir) -> list[dict[str, Any]]:
     """The lines of a run's evaluations.jsonl, oldest first: "step", "seconds", and what `Evaluator` returns."""
-    return _read_lines(Path(run_dir) / "evaluations.jsonl")
+    path = Path(run_dir) / "evaluations.jsonl"
+    lines = _read_lines(path)
+    for line in lines:
+        if not all(isinstance(line.get(name), dict) and line[name] for name in ("scores", "protocol")):
+            raise ValueError(f"{path} must have scores and protocol in each line, got step {line['step']} without")
+    return lines
 
 
 def best_evaluation(evaluations: list[dict[str, Any]]) -> dict[str, Any]:
@@ -1061,11 +1089,11 @@ def read_checkpoint(run_dir, best: bool = False) -> dict[str, Any]:
     best: the one with the best evaluation instead. Raises FileNotFoundError when there is none, ValueError when none
     is whole.
     """
-    pattern = "best_*.pt" if best else "step_*.pt"
-    paths = sorted(Path(run_dir).glob(f"checkpoints/{pattern}"), reverse=True)
+    kind = "best" if best else "step"
+    paths = _checkpoints(run_dir, kind).values()
     if not paths:
-        raise FileNotFoundError(f"{run_dir} has no checkpoints/{pattern}")
-    for path in paths:
+        raise FileNotFoundError(f"{run_dir} has no checkpoints/{kind}_*.pt")
+    for path in reversed(paths):
         try:
             return load_checkpoint(path)
         except ValueError as error:
@@ -1150,7 +1178,7 @@ def repeatable_convolutions():
 class Stopped(KeyboardInterrupt):
     """A run was asked to stop, and stopped with its state saved. signal: which one asked, such as signal.SIGTERM."""
 
-    def __init__(self, signal: int, step: int, run_dir: Path):
+    def __init__(self, signal: int, step: int, run_dir: Path | str):
         super().__init__(
             f"stopped after generator update {step}, the state is saved; go on with resume=true and run_dir={run_dir}, "
             f"or: python -m wwgan.training --resume --run_dir {shlex.quote(str(run_dir))}"
@@ -1195,6 +1223,18 @@ def train(config: TrainConfig, progress: bool = True) -> Run:
     FloatingPointError when losses, gradients or weights are no longer finite; the checkpoints written so far remain.
     """
     device = preflight(config)
+    try:
+        return _train(config, device, progress)
+    except RuntimeError as error:
+        if process_count() == 1:
+            raise
+        raise RuntimeError(
+            f"process {process_rank()} of {process_count()} ended, because it or another one failed or was lost "
+            f"({str(error).splitlines()[0]}). Go on from the last checkpoint with resume=true and run_dir."
+        ) from error
+
+
+def _train(config: TrainConfig, device: torch.device, progress: bool) -> Run:
     writes = process_rank() == 0
     with ExitStack() as stack:
         if config.resume and writes:
@@ -1209,7 +1249,8 @@ def train(config: TrainConfig, progress: bool = True) -> Run:
         state = TrainState(config, images.shape[1], device)
         if checkpoint:
             state.load_state_dict(checkpoint)
-        _check_same_state(state)
+        if state.processes > 1:
+            _check_same_everywhere(state, origin)
         if device.type == "cpu":
             keep_memory()
         stack.enter_context(repeatable_convolutions())
@@ -1218,7 +1259,7 @@ def train(config: TrainConfig, progress: bool = True) -> Run:
             check_compiled(state, images, config.ground())
         folder = stack.enter_context(_open_folder(config, origin, state)) if writes else None
         with stop_requests() as stop:
-            _train_together(state, images, folder, evaluator, stop, progress and writes)
+            _train_loop(state, images, folder, evaluator, stop, progress and writes)
         return Run(state, folder.path, folder.history, folder.evaluations) if folder else Run(state, None, [], [])
 
 
@@ -1233,32 +1274,31 @@ def _open_folder(config: TrainConfig, origin: Mapping[str, Any], state: TrainSta
             yield folder
 
 
-def _check_same_state(state: TrainState) -> None:
-    """RuntimeError unless all processes begin with the same weights: they may have read different files."""
-    weights = [value.double().sum() for part in (state.generator, state.critic) for value in part.state_dict().values()]
-    mine = torch.stack([*weights, torch.tensor(float(state.step), dtype=torch.float64, device=state.device)])
+def _check_same_everywhere(state: TrainState, origin: Mapping[str, Any]) -> None:
+    """RuntimeError unless all processes begin with the same settings, images, weights and step."""
+    own = ("data_dir", "run_dir", "device", "eval_weights")
+    settings = {name: value for name, value in asdict(state.config).items() if name not in own}
+    digest = hashlib.sha256(json.dumps([settings, origin["dataset_sha256"], state.step]).encode())
+    for network in (state.generator, state.critic):
+        for value in network.state_dict().values():
+            digest.update(value.cpu().contiguous().numpy().tobytes())
+    mine = torch.tensor([int.from_bytes(digest.digest()[:6], "big")], dtype=torch.float64, device=state.device)
     if not torch.equal(_over_processes(mine.clone(), "max"), -_over_processes(-mine, "max")):
-        raise RuntimeError("the processes begin with different weights: all must read the same run folder")
-
-
-def _train_together(state: TrainState, *arguments) -> None:
-    """`_train_loop`; among several processes, an error that may come from another one says how to go on."""
-    try:
-        _train_loop(state, *arguments)
-    except RuntimeError as error:
-        if state.processes == 1:
-            raise
-        raise RuntimeError(
-            f"process {state.rank} of {state.processes} ended after update {state.step}: it or another one failed or "
-            f"was lost ({str(error).splitlines()[0]}). Go on from the last checkpoint with resume=true and run_dir."
-        ) from error
+        raise RuntimeError("the processes begin with different settings, images or weights: all must have the same")
 
 
 def _checkpoint_to_go_on_from(config: TrainConfig) -> dict[str, Any] | None:
     """The newest whole checkpoint, checked against the settings; None for a run cut off before it wrote the first."""
-    if not any(Path(config.run_dir).glob("checkpoints/step_*.pt")):
+    run_dir = Path(config.run_dir)
+    check_same_run(TrainConfig(**_stored_settings(run_dir)), config)
+    if not _checkpoints(run_dir):
+        came_to = max((line["step"] for line in (*read_metrics(run_dir), *read_evaluations(run_dir))), default=0)
+        if came_to or _checkpoints(run_dir, "best"):
+            raise ValueError(
+                f"the checkpoints of {run_dir} are gone, which had come to update {came_to}: nothing to go on from"
+            )
         return None
-    checkpoint = read_checkpoint(config.run_dir)
+    checkpoint = read_checkpoint(run_dir)
     check_same_run(TrainConfig(**checkpoint["config"]), config)
     if config.steps < checkpoint["step"]:
         raise ValueError(f"the run is at update {checkpoint['step']} already, steps must be more, got {config.steps}")
@@ -1304,9 +1344,10 @@ def _train_loop(
     from tqdm import tqdm
 
     config, ground = state.config, state.config.ground()
-    if folder and state.step == 0:
+    if folder and folder.fresh:
         folder.samples(0, draw_samples(state))
         folder.checkpoint(state)
+        folder.wait()  # whatever has come farther than this has a checkpoint
     first_bad = torch.zeros((), dtype=torch.long, device=state.device)  # update of the first loss that is not finite
     clock = Stopwatch(state)
     updates = tqdm(
@@ -1336,7 +1377,8 @@ def _train_loop(
             if due["log"]:
                 updates.set_postfix(distance=f"{losses['distance'].item():.3f}", refresh=False)
         if stopping:
-            raise Stopped(stop[0] if stop else signal.SIGTERM, step, folder.path if folder else config.run_dir)
+            place = folder.path if folder else config.run_dir or "the run's folder"
+            raise Stopped(stop[0] if stop else signal.SIGTERM, step, place)
 
 
 def _asked_to_stop(stop: list[int], state: TrainState) -> bool:
@@ -1412,7 +1454,10 @@ def _check_finite(state: TrainState, losses: Mapping[str, Tensor], first_bad: Te
             if not all(value.isfinite().all() for value in values):
                 bad.append(f"{name} {what}")
     if bad:
-        saved = folder.diverged(state) if folder else "the run's folder"
+        try:
+            saved = folder.diverged(state) if folder else "the run's folder"
+        except OSError as error:
+            saved = f"nothing, for it could not be written ({error})"
         raise FloatingPointError(
             f"training diverged: not finite since generator update {first_bad.item() or state.step}: {', '.join(bad)}. "
             f"The state is saved in {saved}, earlier checkpoints beside it. A new run with a smaller "
