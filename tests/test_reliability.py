@@ -414,6 +414,28 @@ def test_full_disk_stops_the_run_with_the_last_good_state(tmp_path, data_dir, re
     assert_equal_runs(run_dir, reference)
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no folder here that even root cannot write")
+def test_folder_that_cannot_be_written_stops_with_one_error(data_dir, capsys):
+    assert training.main(command("/proc/wwgan/run", data_dir)[3:]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: [Errno") and "/proc/wwgan" in error
+
+
+def test_read_only_run_folder_is_left_as_it_is(smoke, monkeypatch, capsys):
+    """As on a file system mounted read-only, where opening a file for writing fails."""
+    run = train(smoke(), progress=False)
+    before = {path: path.read_bytes() for path in run.run_dir.rglob("*") if path.is_file()}
+
+    def refuse(path, write):
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr(training, "write_atomically", refuse)
+    monkeypatch.setattr("wwgan.data.write_atomically", refuse)
+    code = training.main([f"--run_dir={run.run_dir}", "--resume", "--steps=6"])
+    assert code == 1 and "error: [Errno 30] Read-only file system" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_a_run_folder_in_use_is_refused(smoke):
     run = train(smoke(), progress=False)
     again = make_config(resume=True, run_dir=run.run_dir, steps=6)
