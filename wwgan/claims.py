@@ -10,6 +10,7 @@ __all__ = ['cost_of_a_step', 'answers', 'along_paths', 'retrieval_gain', 'score_
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -159,9 +160,9 @@ def _compared(results: Path, record: str, of: Callable[..., Estimate]) -> str:
     parts = []
     for study in _STUDIES:
         about, recorded = read_study(results / study / "study.json"), read_json(results / study / record)
-        ratios = {name: _ratio(of(recorded["critics"], about.seeds, name)) for name in _LABELS}
-        control = _ratio(of(recorded["critics"], about.seeds, "wasserstein", "wasserstein-shuffled"))
-        cells = ", ".join(f"{label} {ratios[name]}" for name, label in _LABELS.items())
+        ratio = partial(of, recorded["critics"], about.seeds)
+        cells = ", ".join(f"{label} {_ratio(ratio(name))}" for name, label in _LABELS.items())
+        control = _ratio(ratio("wasserstein", "wasserstein-shuffled"))
         dataset = _DATASETS[about.common["dataset"]]
         parts.append(f"{dataset}, {len(about.seeds)} seeds: {cells}; released over shuffled {control}")
     return ". ".join(parts)
@@ -208,11 +209,10 @@ def _geometry(results: Path) -> str:
     recorded = read_json(results / "ablation" / "ablation.json")
     runs, seeds = recorded["runs"], recorded["study"]["seeds"]
     values = lambda run: run["responses"].values()
-    at = {weight: f"wasserstein{{}}-weight{weight}" for weight in (1, 10)}
-    cells = [
-        f"λ = {weight} {_ratio(measured_ratio(runs, seeds, name.format(''), name.format('-shuffled'), values))}"
-        for weight, name in at.items()
-    ]
+    cells = []
+    for weight in (1, 10):
+        names = f"wasserstein-weight{weight}", f"wasserstein-shuffled-weight{weight}"
+        cells.append(f"λ = {weight} {_ratio(measured_ratio(runs, seeds, *names, values))}")
     equal, n = at_equal_separation(recorded)
     return (
         f"answers, released form over shuffled pixels, digits, {len(seeds)} seeds of the search for λ: "

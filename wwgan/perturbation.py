@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PERTURBATIONS', 'MOTIONS', 'DAMAGE', 'BACKGROUND', 'Perturbation', 'perturb', 'unit_mass', 'Displacement',
            'euclidean_displacement', 'displacement', 'strength_of_size', 'Matched', 'matched', 'perturbation_path',
-           'cross_fade', 'geodesic_path', 'great_circle', 'piece_lengths', 'spread', 'response', 'separation',
-           'PathProfile', 'path_profile']
+           'cross_fade', 'geodesic_path', 'great_circle', 'latent_paths', 'piece_lengths', 'spread', 'response',
+           'separation', 'PathProfile', 'path_profile']
 
 # %% ../nbs/07_perturbation.ipynb #imports
 import io
@@ -364,6 +364,15 @@ def great_circle(a: Tensor, b: Tensor, steps: int = 8) -> Tensor:
         to_a[..., None] * (a / lengths[0, :, None])[:, None] + to_b[..., None] * (b / lengths[1, :, None])[:, None]
     )
     return directions * torch.lerp(*(length[:, None].expand_as(to_a) for length in lengths), share)[..., None]
+
+
+def latent_paths(generator: Callable[[Tensor], Tensor], a: Tensor, b: Tensor, steps: int = 8) -> Tensor:
+    """Paths (B, steps + 1, C, H, W) of the images that a generator makes along great circles from a to b, both (B, d).
+
+    generator: z (N, d) -> images (N, C, H, W). Raises as `great_circle`.
+    """
+    circles = great_circle(a, b, steps)
+    return generator(circles.flatten(0, 1)).unflatten(0, circles.shape[:2])
 
 
 def piece_lengths(path: Tensor) -> Tensor:

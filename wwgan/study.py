@@ -230,8 +230,8 @@ def run_study(
 
     results: folder of the records. runs: folder of the run folders; None: data/runs/<name of results>/ of the
     repository. workers: processes at a time. only: names of runs, such as "wgan-gp-seed0"; None: all.
-    threads: of each process; None: the cores shared out. with_runs: also train recorded runs again whose run folder,
-    and with it the networks, is not here. progress: show bars. where: data_dir, device or eval_weights
+    threads: of each process; None: the cores shared out. with_runs: also train recorded runs again whose last
+    checkpoint, and with it the networks, is not here. progress: show bars. where: data_dir, device or eval_weights
     of this machine; None: as the study says. Raises ValueError for wrong arguments and for folders that hold other
     settings, before anything is trained; RuntimeError naming the runs that failed, after the others are done.
     """
@@ -411,7 +411,7 @@ def _check_comparable(records: list[Record]) -> None:
 
 
 class Estimate(NamedTuple):
-    """A mean over n seeds, and the interval that is to hold it."""
+    """A mean of n values, one for each seed unless it says otherwise, and the interval that is to hold it."""
 
     mean: float
     low: float
@@ -440,7 +440,7 @@ def paired_difference(a: Mapping[int, float], b: Mapping[int, float], confidence
         raise ValueError(f"an interval needs at least two common seeds, got {seeds}")
     return student_mean([a[seed] - b[seed] for seed in seeds], confidence)
 
-# %% ../nbs/09_study.ipynb #paired_ratio
+# %% ../nbs/09_study.ipynb #measured_ratio
 def bootstrap_mean(values: Iterable[float], confidence: float = 0.95) -> Estimate:
     """Mean of n values with its percentile bootstrap interval (SciPy, 9,999 resamples, seeded).
 
