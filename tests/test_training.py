@@ -71,6 +71,17 @@ def test_every_ground_metric_has_a_weight_and_can_be_trained_with():
         assert config.weight == PENALTY_WEIGHTS[name] and config.ground() == GROUND_METRICS[name](**mass)
 
 
+def test_a_metric_of_ones_own_trains_by_its_name(smoke, monkeypatch):
+    class Doubled(Sobolev):
+        def squared_norm(self, g, x):
+            return 2 * super().squared_norm(g, x)
+
+    monkeypatch.setitem(GROUND_METRICS, "doubled", Doubled)
+    config = smoke(penalty="doubled", steps=1)
+    assert config.weight == 10 and isinstance(config.ground(), Doubled)
+    assert train(config).history[-1]["penalty"] > 0
+
+
 def test_every_field_has_help_and_survives_json():
     config = make_config(penalty="wasserstein-paper", radius=1, mass=0.5, neighborhood="moore", betas="0, 0.9")
     assert all(f.metadata["help"] for f in fields(TrainConfig))

@@ -191,7 +191,7 @@ class TrainConfig:
             size=size if size in family.sizes else family.sizes[0],
             width=family.width,
             latent_dim=family.latent_dim,
-            weight=PENALTY_WEIGHTS[self.penalty],
+            weight=PENALTY_WEIGHTS.get(self.penalty, 10.0),  # WGAN-GP's for a metric of one's own
         )
         for name, value in usual.items():
             if getattr(self, name) is None:
