@@ -264,7 +264,7 @@ class PixelGraph:
     radius: of the ball in pixels, at least 0.
     weight: function (dy, dx) -> positive weight of the edges of that offset; every weight is 1 when left out.
     Offsets longer than the image have no edges and are dropped. Raises ValueError on bad sizes, names or weights.
-    Source: Dukler et al. 2019, section 3; the released code's graph is von Neumann with radius 2.
+    Source: Dukler et al. 2019; the released code's graph is von Neumann with radius 2.
     """
 
     def __init__(

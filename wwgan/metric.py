@@ -50,7 +50,7 @@ class WassersteinMetric:
 
     graph: the pixels and their neighbourhood. degree_normalized: whether L(X) divides intensities by degrees.
     Images are (H, W), non-negative; changes are (H, W) and sum to zero. Lengths are in pixels over sqrt(pixel_scale).
-    Source: Dukler et al. 2019, section 3; Otto 2001 for the continuum.
+    Source: Dukler et al. 2019; Otto 2001 for the continuum.
     """
 
     def __init__(self, graph: PixelGraph, degree_normalized: bool = False):
@@ -246,7 +246,7 @@ def wasserstein_of_wasserstein(
 
     images_a: (N, H, W) or (N, C, H, W), images_b: (M, ...), all of equal mass in each channel. epsilon: as in
     `wasserstein2`, for the inner distances. progress: show a bar. Solves N * M transport problems: for small sets of
-    small images. Raises ValueError as `wasserstein2` does. Source: Dukler et al. 2019, section 2.
+    small images. Raises ValueError as `wasserstein2` does. Source: Dukler et al. 2019.
     """
     import ot
 

@@ -101,7 +101,7 @@ class Wasserstein:
     neighborhood, radius: of the pixel graph; radius 0 has no edges.
     edge_weight: weight of every edge. l2: factor of the sum of squares. mass: of the squared sum of each channel.
     degree_normalized: divide intensities by degrees. unit_mass: scale each channel of an image to mass one first.
-    Raises ValueError for factors that are negative or not finite. Source: Dukler et al. 2019, section 4, and the
+    Raises ValueError for factors that are negative or not finite. Source: Dukler et al. 2019, and the
     released code (github.com/dukleryoni/WWGAN, wwgan_utils.py, calc_wgp); the defaults are the released ones.
     """
 
@@ -308,7 +308,7 @@ def gradient_penalty(
     ground: the metric. weight: lambda. one_sided: charge only norms above 1.
     generator: random state on the images' device. points: see `penalty_points`.
     Returns the loss (scalar) and the norms (B,). Raises ValueError for wrong shapes or ranges.
-    Source: Gulrajani et al. 2017 for the penalty; Dukler et al. 2019, section 4, for the norm.
+    Source: Gulrajani et al. 2017 for the penalty; Dukler et al. 2019, for the norm.
     """
     _check_non_negative(weight=weight)
     if not hasattr(ground, "squared_norm"):

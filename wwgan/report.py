@@ -112,9 +112,9 @@ def evenly(items: Sequence, most: int = 6) -> list:
     return [items[round(k * (len(items) - 1) / max(count - 1, 1))] for k in range(count)]
 
 
-def step_of(picture: Path) -> int:
-    """The generator update after which samples were drawn."""
-    return int(picture.stem.removeprefix("step_"))
+def step_of(path: Path) -> int:
+    """The generator update after which samples were drawn or a checkpoint written, from the file's name."""
+    return int(path.stem.removeprefix("step_"))
 
 
 def plot_samples(pictures: Sequence[Path]) -> "Figure":
@@ -206,7 +206,7 @@ def _embedded_picture(path: Path, most: int = 1024) -> str:
     with Image.open(path) as picture:
         picture.thumbnail((most, most))
         file = io.BytesIO()
-        picture.save(file, format="png", optimize=True)
+        picture.save(file, format="png")
     return _embedded(file.getvalue(), "png")
 
 
@@ -263,19 +263,19 @@ def report_html(run_dir: str | Path, meanings: Mapping[str, str] | None = None) 
         raise ValueError(f"{run_dir / 'config.json'} does not hold the settings of a run")
     origin = read_json(run_dir / "provenance.json") if (run_dir / "provenance.json").exists() else {}
     history, evaluations, grids = read_metrics(run_dir), read_evaluations(run_dir), sample_grids(run_dir)
-    steps = config["steps"]
+    steps, reached = config["steps"], [*grids, *run_dir.glob("checkpoints/step_*.pt")]
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     environment.filters["number"] = _number
     return environment.from_string(_TEMPLATE).render(
         title=f"{config['dataset']}, {config['penalty']}",
-        state=_state(run_dir, max((line["step"] for line in (*history, *evaluations)), default=0), steps),
+        state=_state(run_dir, max([0, *(line["step"] for line in history), *map(step_of, reached)]), steps),
         facts=_facts(config, origin, history),
         pictures=[dict(step=f"{step_of(path):,}", data=_embedded_picture(path)) for path in evenly(grids)],
         curves=_embedded_figure(plot_metrics(history)) if history else None,
         evaluations=_embedded_figure(plot_evaluations(evaluations)) if evaluations else None,
         evaluated=len(evaluations),
         best=best_evaluation(evaluations) if evaluations else None,
-        settings=[(name, json.dumps(value), meanings.get(name, "")) for name, value in config.items()],
+        settings=[(name, value, meanings.get(name, "")) for name, value in config.items()],
         origin=_flat(origin),
         folder=shlex.quote(str(run_dir.resolve())),
         further=2 * steps,
