@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from math import isfinite
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -58,12 +58,15 @@ class Euclidean:
         return _sum_of_squares(g)
 
 # %% ../nbs/02_penalty.ipynb #intensity
-def _remembered(function: Callable) -> Callable:
+_Result = TypeVar("_Result")
+
+
+def _remembered(function: Callable[..., _Result]) -> Callable[..., _Result]:
     """Computed once for each set of arguments. A plain dictionary, which torch.compile sees through."""
-    results = {}
+    results: dict[tuple[Any, ...], _Result] = {}
 
     @wraps(function)
-    def call(*arguments):
+    def call(*arguments: Any) -> _Result:
         if arguments not in results:
             results[arguments] = function(*arguments)
         return results[arguments]
@@ -113,17 +116,17 @@ class Wasserstein:
     degree_normalized: bool = False
     unit_mass: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_non_negative(edge_weight=self.edge_weight, l2=self.l2, mass=self.mass)
         PixelGraph(1, 1, self.neighborhood, self.radius)  # refuses a bad neighbourhood or radius
 
     @classmethod
-    def released(cls, **changes) -> "Wasserstein":
+    def released(cls, **changes: Any) -> "Wasserstein":
         """The form of the authors' released code (2020); any field can be changed by keyword."""
         return cls(**changes)
 
     @classmethod
-    def paper(cls, **changes) -> "Wasserstein":
+    def paper(cls, **changes: Any) -> "Wasserstein":
         """The form of the paper: unit mass, edge mean with degrees, mass term; any field can be changed by keyword."""
         form = dict(edge_weight=1.0, l2=0.0, mass=1.0, degree_normalized=True, unit_mass=True)
         return cls(**form | changes)
@@ -165,7 +168,7 @@ class Sobolev:
 
     order: float = -1.5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isfinite(self.order):
             raise ValueError(f"order must be finite, got {self.order}")
 
@@ -194,7 +197,7 @@ class Shuffled:
     seed: int = 0
 
     @classmethod
-    def wasserstein(cls, **changes) -> "Shuffled":
+    def wasserstein(cls, **changes: Any) -> "Shuffled":
         """The released Wasserstein form on shuffled pixels; its fields can be changed by keyword."""
         return cls(Wasserstein.released(**changes))
 

@@ -13,13 +13,15 @@ import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .data import read_json
 from .evaluation import FEATURES, main_score
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_Item = TypeVar("_Item")
 
 # %% ../nbs/11_report.ipynb #read-lines
 def _read_lines(path: Path) -> list[dict[str, Any]]:
@@ -106,7 +108,7 @@ def plot_evaluations(evaluations: Sequence[Mapping[str, Any]]) -> "Figure":
     return figure
 
 
-def evenly(items: Sequence, most: int = 6) -> list:
+def evenly(items: Sequence[_Item], most: int = 6) -> list[_Item]:
     """At most so many of them, spread evenly, the first and the last among them."""
     count = min(most, len(items))
     return [items[round(k * (len(items) - 1) / max(count - 1, 1))] for k in range(count)]
@@ -231,7 +233,9 @@ def _state(run_dir: Path, step: int, steps: int) -> str:
     return text + (", diverged" if step < steps and any(run_dir.glob("checkpoints/diverged_*.pt")) else "")
 
 
-def _facts(config: Mapping[str, Any], origin: Mapping[str, Any], history: Sequence[Mapping[str, float]]):
+def _facts(
+    config: Mapping[str, Any], origin: Mapping[str, Any], history: Sequence[Mapping[str, float]]
+) -> list[tuple[str, str]]:
     """The rows at the head of the page."""
     last = history[-1] if history else {}
     names = ("distance", "critic_loss", "generator_loss", "penalty", "norm_euclidean", "norm_wasserstein")
