@@ -249,8 +249,7 @@ def claims_of(results: str | Path | None = None) -> list[Claim]:
 
 def _claims(results: Path) -> list[Claim]:
     of_each = partial(_of_each_study, results)
-    gaps = {name: score_gap(results, name) for name in ("wwgan-released", "wwgan-paper")}
-    retrieved = {_DATASETS[name]: retrieval_gain(results, name) for name in _DATASETS}
+    gap = lambda setting: _gain(score_gap(results, setting), 1)
     return [
         Claim(
             "The penalty costs next to nothing",
@@ -281,7 +280,7 @@ def _claims(results: Path) -> list[Claim]:
             "Wasserstein is the better distance between images",
             "effective in retrieval, and close to human perception (cited)",
             "precision at 5 of nearest neighbours, minus the Euclidean distance's: "
-            + ", ".join(f"{name} {_gain(gain)}" for name, gain in retrieved.items()),
+            + ", ".join(f"{label} {_gain(retrieval_gain(results, name))}" for name, label in _DATASETS.items()),
             _retrieval(results),
             "not supported, at 8 × 8 pixels",
             "ground_metric",
@@ -299,7 +298,7 @@ def _claims(results: Path) -> list[Claim]:
             "Samples are better",
             "(not claimed in the abstract)",
             "Fréchet distance (not FID) minus WGAN-GP's, CIFAR-10 at 16 × 16: "
-            f"released form {_gain(gaps['wwgan-released'], 1)}, paper's form {_gain(gaps['wwgan-paper'], 1)}",
+            f"released form {gap('wwgan-released')}, paper's form {gap('wwgan-paper')}",
             _samples(results),
             "not supported: released form undecided, paper's form behind",
             "fid",
