@@ -72,6 +72,10 @@ def test_sources_are_formatted_and_linted():
     tool("ruff", "check", cwd=ROOT)
 
 
+def test_types_hold():
+    tool("mypy", cwd=ROOT)
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, **by_name)
 def test_cell_ids_are_unique_and_say_something(path):
     ids = [cell["id"] for cell in cells(path)]

@@ -81,7 +81,8 @@ def retrieval_gain(results: Path, dataset: str, distance: str = "Wasserstein-2",
 def score_gap(results: Path, setting: str) -> Estimate:
     """Frechet distance of a setting's samples minus WGAN-GP's, paired by seed, with Student's interval."""
     records = read_records(read_study(results / "fid" / "study.json"), results / "fid")
-    return paired_difference(*(last_scores(records[name], "frechet") for name in (setting, "wgan-gp")))
+    mine, theirs = (last_scores(records[name], "frechet") for name in (setting, "wgan-gp"))
+    return paired_difference(mine, theirs)
 
 # %% ../nbs/10_claims.ipynb #equal-separation
 def family(given: Mapping[str, Any]) -> str:
@@ -112,10 +113,11 @@ def at_equal_separation(recorded: Mapping[str, Any]) -> tuple[Estimate, int]:
     for seed in recorded["study"]["seeds"]:
         controls, released = points(seed, ("Euclidean", "shuffled")), points(seed, ("Wasserstein, released form",))
         within = (released[:, 0] >= controls[:, 0].min()) & (released[:, 0] <= controls[:, 0].max())
-        line = np.polynomial.Polynomial.fit(*controls.T, 1)
+        line = np.polynomial.Polynomial.fit(controls[:, 0], controls[:, 1], 1)
         off.append(released[within, 1] - line(released[within, 0]))
-    mean, low, high, n = student_mean([np.mean(found) for found in off if len(found)])
-    return Estimate(*np.exp([mean, low, high]).tolist(), n), sum(map(len, off))
+    logs = student_mean([np.mean(found) for found in off if len(found)])
+    mean, low, high = np.exp(logs[:3]).tolist()
+    return Estimate(mean, low, high, logs.n), sum(map(len, off))
 
 # %% ../nbs/10_claims.ipynb #claims_of
 class Claim(NamedTuple):
