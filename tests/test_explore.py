@@ -206,5 +206,10 @@ def test_papermill_shows_a_run_of_ones_own(tmp_path, coloured_run):
     result = papermill(tmp_path, "explore.ipynb", run_dir=coloured_run, number=3)
     assert result.returncode == 0, result.stderr[-3000:]
     assert pictures_in(tmp_path / "out.ipynb") == 3 and "32 × 32" in (tmp_path / "out.ipynb").read_text()
-    assert "did you mean 'run_dir'" in papermill(tmp_path, "explore.ipynb", run_dr="x").stderr
-    assert "has no checkpoints" in papermill(tmp_path, "explore.ipynb", run_dir=tmp_path).stderr
+
+
+def test_wrong_names_and_folders_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="did you mean 'run_dir'"):
+        run_notebook(run_dr="x")
+    with pytest.raises(FileNotFoundError, match="has no checkpoints"):
+        run_notebook(run_dir=str(tmp_path))

@@ -123,13 +123,13 @@ def test_moves_of_any_direction_agree_with_the_drawn_one():
     assert nearest.values.max() < 1e-5 and set(nearest.indices.tolist()) == {0, 1}
 
 
-@pytest.mark.parametrize("share", [0, 0.25, 1])
+@pytest.mark.parametrize("share", [0, 0.3, 1])
 def test_shuffled_pixels_change_places_with_all_their_channels(share):
     x, before = colours(), torch.get_rng_state()
     shuffled = shuffle_pixels(x, share, seed=1)
     as_rows = lambda images: [sorted(map(tuple, image.flatten(1).T.tolist())) for image in images]
     assert as_rows(shuffled) == as_rows(x)
-    assert ((shuffled != x).any(1).sum((1, 2)) == share * 256).all()
+    assert ((shuffled != x).any(1).sum((1, 2)) == round(share * 256)).all()
     assert torch.equal(shuffled, shuffle_pixels(x, share, seed=1)) and torch.equal(before, torch.get_rng_state())
     assert (share == 0) == torch.equal(shuffled, shuffle_pixels(x, share, seed=2))
 
