@@ -132,12 +132,13 @@ def test_drawing(notebook, explorer):
 
 def test_class_and_number_choose_the_image(explorer, digits, data_dir):
     sevens = digits[load_labels("digits", data_dir) == 7]
+    assert explorer.label.index == 0 and explorer.label.label == "all"
     explorer.number.value = 1000
     explorer.label.value = 7
     assert explorer.number.value == 0 and explorer.number.max == len(sevens) - 1
     explorer.number.value = 3
     assert torch.equal(explorer.image(), sevens[3:4])
-    explorer.label.value = None
+    explorer.label.value = "all"
     assert torch.equal(explorer.image(), digits[:1]) and explorer.number.max == len(digits) - 1
 
 
