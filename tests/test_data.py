@@ -241,6 +241,13 @@ def test_failed_download(tmp_path, monkeypatch, dataset, reachable):
         assert everything(tmp_path) == []
 
 
+def test_download_that_brings_no_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "reach", lambda url: None)
+    monkeypatch.setattr(data, "_fetch_celeba", lambda folder: folder)
+    with pytest.raises(FileNotFoundError, match="download of celeba brought none"):
+        load_images("celeba", tmp_path)
+
+
 def celeba(root, n=5, ending="jpg"):
     for i in range(n):
         picture(root / f"{i:06}.{ending}", (178, 218), color=(40 * i, 0, 0))
@@ -452,6 +459,16 @@ def test_spoilt_cache_is_made_anew(tmp_path, kind):
     (path,) = (tmp_path / "cache").iterdir()
     SPOILT[kind](path)
     assert torch.equal(load_images("digits", tmp_path), expected) and path.stat().st_size == 128 + expected.numel()
+
+
+def test_cache_that_vanishes_once_written(tmp_path, monkeypatch):
+    def prepare(source, size, path, prepare=data._prepare):
+        prepare(source, size, path)
+        path.unlink()
+
+    monkeypatch.setattr(data, "_prepare", prepare)
+    with pytest.raises(OSError, match="cannot be read back"):
+        load_images("digits", tmp_path)
 
 
 def test_changed_sources_give_a_new_array(tmp_path):

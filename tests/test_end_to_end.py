@@ -120,6 +120,13 @@ def test_figure_of_recorded_runs(tmp_path):
     assert "did you mean 'save'" in papermill(tmp_path, "figures/samples.ipynb", safe="x.png").stderr
 
 
+def test_figure_of_the_idea(tmp_path):
+    result = papermill(tmp_path, "figures/idea.ipynb", save=tmp_path / "idea.png", reach=5)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert Image.open(tmp_path / "idea.png").width > 500 and pictures_in(tmp_path / "out.ipynb") == 1
+    assert "reach must be at least 1 pixel, got 0" in papermill(tmp_path, "figures/idea.ipynb", reach=0).stderr
+
+
 def test_mass_term_study_reruns_at_smoke_size(tmp_path):
     results = tmp_path / "results" / "mass_term.json"
     result = papermill(tmp_path, "figures/mass_term.ipynb", rerun="true", seeds=1, steps=2, results=results)

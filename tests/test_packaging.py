@@ -1,13 +1,20 @@
-"""The wheel holds all that a run needs, and every declared dependency is there."""
+"""Source distribution and wheel hold all that they should, and every declared dependency is there."""
 
+import configparser
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
+import venv
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
+
+import wwgan
 
 
 def test_modules_that_are_imported_when_needed_are_installed():
@@ -17,7 +24,7 @@ def test_modules_that_are_imported_when_needed_are_installed():
         assert importlib.util.find_spec(name), name
 
 
-ORDER = "graph metric penalty data networks evaluation training perturbation benchmark study claims".split()
+ORDER = "graph metric penalty data networks evaluation report training perturbation benchmark study claims".split()
 
 
 def test_modules_import_only_those_before_them():
@@ -28,14 +35,50 @@ def test_modules_import_only_those_before_them():
         assert {*imported} <= {*ORDER[: ORDER.index(name)]}, name
 
 
+def run(*command, **more) -> str:
+    result = subprocess.run([*map(str, command)], capture_output=True, text=True, **more)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory) -> Path:
+    """A folder with the source distribution, and the wheel built from it, not from this folder."""
+    folder = tmp_path_factory.mktemp("dist")
+    shutil.copytree(ROOT, folder / "source", ignore=shutil.ignore_patterns(".*", "runs", "cifar10", "cache", "build"))
+    run(sys.executable, "-m", "build", "--outdir", folder, folder / "source")
+    return folder
+
+
 @pytest.mark.slow
-def test_wheel_trains_outside_the_repository(tmp_path):
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", tmp_path, ROOT], check=True)
-    (wheel,) = tmp_path.glob("wwgan-*.whl")
-    subprocess.run([*pip, "install", "--no-deps", "--target", tmp_path / "site", wheel], check=True)
-    command = [sys.executable, "-m", "wwgan.training", "--preset", "smoke", "--run_dir", "run"]
-    environment = os.environ | dict(PYTHONPATH=str(tmp_path / "site"))
-    subprocess.run(command, cwd=tmp_path, check=True, env=environment)
-    assert (tmp_path / "run" / "samples" / "step_0000004.png").exists()
+def test_source_distribution_holds_what_it_takes_to_build_read_and_test(distributions):
+    (archive,) = distributions.glob("wwgan-*.tar.gz")
+    with tarfile.open(archive) as file:
+        held = {name.partition("/")[2] for name in file.getnames()}
+    wanted = [*ROOT.glob("nbs/**/*.ipynb"), *ROOT.glob("tests/*.py"), *ROOT.glob("wwgan/*.py"), ROOT / "settings.ini"]
+    names = {str(path.relative_to(ROOT)) for path in wanted if ".ipynb_checkpoints" not in path.parts}
+    assert not names - held
+
+
+@pytest.mark.slow
+def test_wheel_trains_in_an_empty_environment(distributions, tmp_path):
+    """Installed with its dependencies from the registry and nothing else: none of the tools for working on it."""
+    (wheel,) = distributions.glob("wwgan-*.whl")
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    here = dict(cwd=tmp_path, env=environment)
+    run(python, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", wheel, **here)
+    for tool in ("nbdev", "papermill", "jupyter", "pytest", "ruff"):
+        assert run(python, "-c", f"import importlib.util as u; print(u.find_spec({tool!r}))", **here) == "None\n", tool
+    assert run(python, "-c", "import wwgan; print(wwgan.__version__)", **here).strip() == wheel.name.split("-")[1]
+    run(python, "-m", "wwgan.training", "--preset", "smoke", "--run_dir", "run", **here)
+    assert (tmp_path / "run" / "samples" / "step_0000004.png").exists() and (tmp_path / "run" / "report.html").exists()
     assert (tmp_path / "data" / "cache").is_dir()  # beside the run, not in anybody's repository
+
+
+def test_version_is_said_in_one_place():
+    settings = configparser.ConfigParser(delimiters=["="])
+    settings.read(ROOT / "settings.ini", encoding="utf-8")
+    assert wwgan.__version__ == settings["DEFAULT"]["version"]  # written by nbdev_export
+    assert f"## {wwgan.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

@@ -1,5 +1,8 @@
 """Ground metrics against the equations written out, and the gradient penalty against WGAN-GP and finite differences."""
 
+import warnings
+
+import numpy as np
 import plain
 import pytest
 import torch
@@ -238,6 +241,13 @@ def test_safe_sqrt_has_slope_zero_at_zero_and_keeps_nan():
     assert safe_sqrt(torch.tensor([-1.0, float("nan")])).isnan().all()
 
 
+class Foreign:
+    """Somebody's ground metric."""
+
+    def __init__(self, squared_norm):
+        self.squared_norm = lambda g, x: squared_norm(g)
+
+
 F, REAL, FAKE, W = critic(), images(4, 3, 8, 8), images(4, 3, 8, 8, seed=1), Wasserstein.released()
 
 
@@ -256,6 +266,19 @@ F, REAL, FAKE, W = critic(), images(4, 3, 8, 8), images(4, 3, 8, 8, seed=1), Was
         (lambda: gradient_penalty(lambda x: torch.zeros(len(x)), REAL, FAKE, W), ("differentiated",)),
         (lambda: gradient_penalty(F, REAL.byte(), FAKE.byte(), W), ("floating-point", "uint8")),
         (lambda: gradient_penalty(F, REAL, FAKE, "wasserstein"), ("ground metric", "'wasserstein'")),
+        (lambda: gradient_penalty(F, REAL, FAKE, Wasserstein), ("such as Wasserstein.released()",)),
+        (lambda: gradient_penalty(F, REAL, FAKE, W, generator=0), ("torch.Generator", "0")),
+        (lambda: gradient_penalty(F, REAL.numpy(), FAKE, W), ("real must be a torch.Tensor", "ndarray")),
+        (lambda: gradient_penalty(F, REAL, FAKE.double(), W), ("one type", "torch.float32", "torch.float64")),
+        (lambda: gradient_penalty(F, REAL, FAKE.to("meta"), W), ("one device", "cpu", "meta")),
+        (lambda: gradient_penalty(lambda x: (F(x), x), REAL, FAKE, W), ("tuple", "critic(x)[0]")),
+        (lambda: gradient_penalty(lambda x: F(x.detach()), REAL, FAKE, W), ("detached inside the critic",)),
+        (lambda: torch.no_grad()(gradient_penalty)(F, REAL, FAKE, W), ("switched off", "would not train")),
+        (lambda: gradient_penalty(F, REAL, FAKE, Foreign(lambda g: g)), ("Foreign", "4 values", "(4, 3, 8, 8)")),
+        (
+            lambda: gradient_penalty(F, REAL, FAKE, Foreign(lambda g: g.detach().sum((1, 2, 3)))),
+            ("Foreign", "detached"),
+        ),
         (lambda: Wasserstein(l2="1"), ("l2", "'1'")),
         (lambda: Wasserstein(radius=-1), ("radius", "-1")),
         (lambda: Wasserstein(neighborhood="hex"), ("neighborhood", "hex")),
@@ -285,3 +308,24 @@ def test_rounding_below_black_is_black():
     for make in (lambda: Wasserstein(l2=0.0), Wasserstein.paper):
         squared = make().squared_norm(torch.eye(4)[None, None], x)
         assert squared.isfinite().all() and (squared >= 0).all()
+
+
+@pytest.mark.parametrize("make", GROUND_METRICS.values(), ids=GROUND_METRICS)
+@pytest.mark.parametrize("scale", [1e-4, 500.0])
+def test_norms_in_half_precision_neither_overflow_nor_vanish(make, scale):
+    g, x = scale * images(2, 3, 8, 8), images(2, 3, 8, 8, seed=1)
+    assert_close(make().squared_norm(g.half(), x.half()).float(), make().squared_norm(g, x), rtol=2e-2, atol=0)
+
+
+def test_batch_norm_in_the_critic_is_warned_of():
+    normed = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Flatten(), torch.nn.Linear(192, 1))
+    with pytest.warns(UserWarning, match="batch norm in training mode"):
+        gradient_penalty(normed, REAL, FAKE, W)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gradient_penalty(normed.eval(), REAL, FAKE, W)
+        gradient_penalty(F, REAL, FAKE, W)
+
+
+def test_numbers_of_other_libraries_are_numbers():
+    assert gradient_penalty(F, REAL, FAKE, Wasserstein(l2=np.float32(1)), weight=np.float32(4)).loss.isfinite()

@@ -1,21 +1,90 @@
-"""README's example runs as printed, and what it points to is there."""
+"""What README prints runs as printed, and what it points to is there."""
 
+import os
 import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
 from conftest import ROOT
+from PIL import Image
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+COMMANDS = [line.split("   #")[0].strip() for kind, block in BLOCKS if kind == "sh" for line in block.splitlines()]
+SMOKE = dict(size=16, width=4, latent_dim=4, batch_size=8, critic_steps=1, steps=1, device="cpu")
 
 
-def test_examples_run_as_printed():
-    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert blocks
-    for block in blocks:
-        torch.manual_seed(0)
-        namespace = {}
-        exec(block, namespace)
-        assert namespace["penalty"].norm.shape == (8,) and namespace["loss"].isfinite()
+def test_every_block_is_of_a_kind_that_is_run():
+    assert {kind for kind, _ in BLOCKS} == {"python", "sh"} and "    make" not in README
+
+
+def test_python_runs_as_printed():
+    (code,) = [block for kind, block in BLOCKS if kind == "python"]
+    torch.manual_seed(0)
+    namespace = {}
+    exec(code, namespace)
+    assert namespace["penalty"].norm.shape == (8,) and namespace["loss"].isfinite()
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    """A folder with pictures, and with data/cifar10 and a run where README has them."""
+    random = np.random.default_rng(0)
+    for folder in (tmp_path / "my" / "pictures", tmp_path / "data" / "cifar10" / "train" / "cat"):
+        folder.mkdir(parents=True)
+        for k in range(16):
+            Image.fromarray(random.integers(0, 255, (64, 64, 3), np.uint8)).save(folder / f"{k}.png")
+    return tmp_path
+
+
+def run(command: str, folder: Path, *more: str) -> None:
+    """The command as printed, in `folder`, with what makes it small; its programs are those of this environment."""
+    words = shlex.split(command)
+    programs = {name: shutil.which(name, path=Path(sys.executable).parent) for name in ("papermill", "torchrun")}
+    words = [sys.executable if word == "python" else programs.get(word) or word for word in words]
+    words = [str(ROOT / word) if word.startswith("nbs/") else word for word in words]
+    environment = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
+    result = subprocess.run([*words, *more], cwd=folder, capture_output=True, text=True, env=environment, timeout=300)
+    assert result.returncode == 0, f"{command}: {(result.stdout + result.stderr)[-2000:]}"
+
+
+def options(flag: str, **given) -> list[str]:
+    """`flag` "--" or "-p " with each name and value."""
+    return [word for name, value in given.items() for word in (*shlex.split(f"{flag}{name}"), str(value))]
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("make")])
+def test_make_knows_the_target(command):
+    result = subprocess.run([*command.split(), "--dry-run"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0 and result.stdout, result.stderr
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if not command.startswith(("make", "sbatch"))])
+def test_command_runs_at_smoke_size(command, pictures):
+    here = dict(data_dir=pictures / "data", run_dir=pictures / "run")
+    if "--resume" in command:
+        folder = re.search(r"--run_dir (\S+)", command).group(1)
+        first = options("--", **SMOKE | here | dict(run_dir=folder, dataset="folder:my/pictures"))
+        run("python -m wwgan.training", pictures, *first)
+        run(command, pictures, "--steps", "2")
+        return
+    flag = "-p " if command.startswith("papermill") else "--"
+    run(command, pictures, *options(flag, **SMOKE | here))
+    assert (pictures / "run" / "report.html").exists()
+
+
+def test_the_command_for_a_scheduler_is_the_one_that_is_tested():
+    """tests/test_study.py runs its parts."""
+    (command,) = [command for command in COMMANDS if command.startswith("sbatch")]
+    inner = "python -m wwgan.study study.json"
+    assert f"'{inner} --only $({inner} --list | sed -n ${{SLURM_ARRAY_TASK_ID}}p)'" in command
 
 
 def test_links_and_pictures_exist():

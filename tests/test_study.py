@@ -377,12 +377,6 @@ def test_recorded_studies_are_complete_and_readable(path):
             assert steps == list(range(config.eval_interval, config.steps + 1, config.eval_interval))
 
 
-def test_readme_has_the_table_of_the_recorded_study(root):
-    study = read_study(root / "data" / "results" / "fid" / "study.json")
-    table = summary_table(read_records(study, root / "data" / "results" / "fid"), "wgan-gp")
-    assert table in (root / "README.md").read_text(encoding="utf-8")
-
-
 def test_names_of_runs_are_listed_for_a_scheduler(tmp_path, data_dir):
     """The command that README gives for SLURM, by its parts: the second run of the list is trained, and no other."""
     study = dict(common=COMMON | dict(data_dir=str(data_dir), device="cpu"), settings=SETTINGS, seeds=[0])

@@ -502,7 +502,7 @@ def test_evaluations_are_written_with_protocol_and_time_and_shown_by_tensorboard
 
 def test_best_checkpoint_is_the_state_with_the_best_score(smoke, monkeypatch):
     scores = iter([3.0, 1.0, 2.0])
-    line = lambda: dict(scores=dict(frechet=next(scores)), floor={}, protocol=dict(features="pixels"))
+    line = lambda: dict(scores=dict(frechet=next(scores)), floor=dict(frechet=0.5), protocol=dict(features="pixels"))
     monkeypatch.setattr(training, "evaluate", lambda state, evaluator: line())
     run = train(smoke(**EVALUATED), progress=False)
     best = load_run(run.run_dir, "cpu", best=True)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['cost_of_a_step', 'answers', 'along_paths', 'retrieval_gain', 'score_gap', 'family', 'at_equal_separation', 'Claim',
-           'claims_of', 'claims_table', 'main']
+           'claims_of', 'claims_table', 'claims_details', 'main']
 
 # %% ../nbs/10_claims.ipynb #imports
 import argparse
@@ -119,10 +119,11 @@ def at_equal_separation(recorded: Mapping[str, Any]) -> tuple[Estimate, int]:
 
 # %% ../nbs/10_claims.ipynb #claims_of
 class Claim(NamedTuple):
-    """A row of the table. notebook: the figure's name below nbs/figures/."""
+    """A row of the table. found: the main number; measured: all of them. notebook: the name below nbs/figures/."""
 
     claim: str
     paper: str
+    found: str
     measured: str
     verdict: str
     notebook: str
@@ -133,8 +134,8 @@ def _ratio(found: Iterable[float], digits: int = 2) -> str:
     return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-def _gain(found: Estimate) -> str:
-    return f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f})".replace("-", "−")
+def _gain(found: Estimate, digits: int = 3) -> str:
+    return f"{found.mean:+.{digits}f} ({found.low:+.{digits}f} to {found.high:+.{digits}f})".replace("-", "−")
 
 
 def _cost(results: Path) -> str:
@@ -146,13 +147,22 @@ def _cost(results: Path) -> str:
 
 
 _STUDIES = ("critics", "critics-cifar10")
-_DATASETS = {"digits": "Digits", "cifar10": "CIFAR-10"}
+_DATASETS = {"digits": "digits", "cifar10": "CIFAR-10"}
 _LABELS = {
     "wasserstein": "released form",
     "wasserstein-paper": "paper's form",
     "sobolev": "Sobolev",
     "wasserstein-shuffled": "shuffled pixels",
 }
+
+
+def _of_each_study(results: Path, record: str, of: Callable[..., Estimate], *settings: str) -> str:
+    """of(runs, seeds, *settings) for digits and for CIFAR-10."""
+    parts = []
+    for study in _STUDIES:
+        about, recorded = read_study(results / study / "study.json"), read_json(results / study / record)
+        parts.append(f"{_DATASETS[about.common['dataset']]} {_ratio(of(recorded['critics'], about.seeds, *settings))}")
+    return ", ".join(parts)
 
 
 def _compared(results: Path, record: str, of: Callable[..., Estimate]) -> str:
@@ -164,8 +174,8 @@ def _compared(results: Path, record: str, of: Callable[..., Estimate]) -> str:
         cells = ", ".join(f"{label} {_ratio(ratio(name))}" for name, label in _LABELS.items())
         control = _ratio(ratio("wasserstein", "wasserstein-shuffled"))
         dataset = _DATASETS[about.common["dataset"]]
-        parts.append(f"{dataset}, {len(about.seeds)} seeds: {cells}; released over shuffled {control}")
-    return ". ".join(parts)
+        parts.append(f"{dataset}, {len(about.seeds)} seeds: {cells}, released over shuffled {control}")
+    return "; ".join(parts)
 
 
 def _robustness(results: Path) -> str:
@@ -173,17 +183,20 @@ def _robustness(results: Path) -> str:
     seeds = read_study(results / "critics" / "study.json").seeds
     over_gap = _ratio(answers(recorded["critics"], seeds, "wasserstein", over_gap=True))
     return (
-        "answer to perturbations of equal Euclidean size over the Euclidean critic's, "
-        f"{recorded['images']} images. {_compared(results, 'robustness.json', answers)}. "
+        "response to perturbations of equal Euclidean size over the Euclidean critic's, "
+        f"{recorded['images']} images: {_compared(results, 'robustness.json', answers)}. "
         f"In units of the gap between real and generated, digits: released form {over_gap}"
     )
 
 
+def _largest_jump(runs: Mapping[str, Any], seeds: Iterable[int], setting: str, *baseline: str) -> Estimate:
+    return along_paths(runs, seeds, setting, "largest_jump", *baseline)
+
+
 def _continuity(results: Path) -> str:
     recorded = read_json(results / "critics" / "continuity.json")
-    largest = lambda runs, seeds, setting, *baseline: along_paths(runs, seeds, setting, "largest_jump", *baseline)
     about = f"5 kinds of {recorded['paths']} paths"
-    return f"largest jump over the Euclidean critic's, {about}. {_compared(results, 'continuity.json', largest)}"
+    return f"largest jump over the Euclidean critic's, {about}: {_compared(results, 'continuity.json', _largest_jump)}"
 
 
 def _retrieval(results: Path) -> str:
@@ -198,7 +211,7 @@ def _retrieval(results: Path) -> str:
 
 def _samples(results: Path) -> str:
     gaps = {name: score_gap(results, f"wwgan-{name}") for name in ("released", "paper")}
-    cells = ["{} {:+.1f} ({:+.1f} to {:+.1f})".format(name, *gap[:3]).replace("-", "−") for name, gap in gaps.items()]
+    cells = [f"{name} {_gain(gap, 1)}" for name, gap in gaps.items()]
     return (
         "Fréchet distance (EfficientNet-Lite0 features, not FID) minus WGAN-GP's, CIFAR-10 at 16 × 16, "
         f"{gaps['paper'].n} seeds: {', '.join(cells)}"
@@ -215,9 +228,10 @@ def _geometry(results: Path) -> str:
         cells.append(f"λ = {weight} {_ratio(measured_ratio(runs, seeds, *names, values))}")
     equal, n = at_equal_separation(recorded)
     return (
-        f"answers, released form over shuffled pixels, digits, {len(seeds)} seeds of the search for λ: "
-        f"{', '.join(cells)} (row 2 has ten other seeds). {n} critics of the released form that separate real from "
-        f"generated as well as critics without geometry, over these: {_ratio(equal)}, roughly"
+        f"responses, released form over shuffled pixels, digits, {len(seeds)} seeds of the search for λ: "
+        f"{', '.join(cells)} (the robustness figure's critics have ten other "
+        f"seeds). {n} critics of the released form that separate real from generated "
+        f"as well as critics without geometry, over these: about {equal.mean:.1f}"
     )
 
 
@@ -234,72 +248,95 @@ def claims_of(results: str | Path | None = None) -> list[Claim]:
 
 
 def _claims(results: Path) -> list[Claim]:
+    of_each = partial(_of_each_study, results)
+    gaps = {name: score_gap(results, name) for name in ("wwgan-released", "wwgan-paper")}
+    retrieved = {_DATASETS[name]: retrieval_gain(results, name) for name in _DATASETS}
     return [
         Claim(
             "The penalty costs next to nothing",
             "negligible cost, by convolutions of the Euclidean gradient",
+            f"a critic step takes {_ratio(cost_of_a_step(results, 32, 64, 64), 3)} times WGAN-GP's time, on a CPU",
             _cost(results),
-            "nearly so: 2% at full width in the median, 6% in the upper quartile; GPU not measured",
+            "supported, nearly: 2% at full width, 5% in narrow networks; GPU not measured",
             "cost",
         ),
         Claim(
             "Wasserstein critics are more robust",
             "more robust to the natural variability of images",
+            f"response to perturbations over WGAN-GP's: {of_each('robustness.json', answers, 'wasserstein')}",
             _robustness(results),
-            "they answer less, but on digits see less in proportion; on CIFAR-10 not to be told from the control",
+            "in part: they respond less, but on digits they also tell real from generated less, in proportion; on "
+            "CIFAR-10 the control without geometry does as well",
             "robustness",
         ),
         Claim(
             "Wasserstein critics are more continuous",
             "a more continuous critic in sample space",
+            f"largest jump along paths over WGAN-GP's: {of_each('continuity.json', _largest_jump, 'wasserstein')}",
             _continuity(results),
-            "on digits, less between generated images; undecided on CIFAR-10",
+            "supported on digits, weaker between generated images; undecided on CIFAR-10",
             "continuity",
         ),
         Claim(
             "Wasserstein is the better distance between images",
             "effective in retrieval, and close to human perception (cited)",
+            "precision at 5 of nearest neighbours, minus the Euclidean distance's: "
+            + ", ".join(f"{name} {_gain(gain)}" for name, gain in retrieved.items()),
             _retrieval(results),
-            "not supported here, at 8 × 8 pixels",
+            "not supported, at 8 × 8 pixels",
             "ground_metric",
         ),
         Claim(
             "The geometry is what does it",
             "the metric of pixel space is what is new",
+            "response to perturbations over that of the control with shuffled pixels: "
+            + of_each("robustness.json", answers, "wasserstein", "wasserstein-shuffled"),
             _geometry(results),
-            "in part on digits; on CIFAR-10 not seen (rows 2 and 3)",
+            "supported in part on digits, not on CIFAR-10",
             "ablation",
         ),
         Claim(
             "Samples are better",
-            "(no claim of the abstract)",
+            "(not claimed in the abstract)",
+            "Fréchet distance (not FID) minus WGAN-GP's, CIFAR-10 at 16 × 16: "
+            f"released form {_gain(gaps['wwgan-released'], 1)}, paper's form {_gain(gaps['wwgan-paper'], 1)}",
             _samples(results),
-            "not supported here: released form undecided, paper's form behind",
+            "not supported: released form undecided, paper's form behind",
             "fid",
         ),
     ]
 
 
+def _link(name: str, links: str) -> str:
+    return f"[{name}]({links}figures/{name}.ipynb)"
+
+
 def claims_table(claims: Iterable[Claim], links: str = "nbs/") -> str:
-    """Markdown of the claims. links: what leads from the page that shows the table to the folder of notebooks."""
-    header = ["claim", "the paper", "measured here", "verdict", "notebook, and the command that measures again"]
+    """Markdown table of the claims, one main number each.
+
+    links: what leads from the page that shows the table to the folder of notebooks.
+    """
+    header = ["claim", "the paper", "found here", "verdict", "argued in"]
     rows = [header, ["---"] * len(header)]
-    for claim, paper, measured, verdict, name in claims:
-        command = f"`papermill nbs/figures/{name}.ipynb out.ipynb -p rerun true`"
-        rows.append([claim, paper, measured, verdict, f"[{name}]({links}figures/{name}.ipynb): {command}"])
+    rows += [[c.claim, c.paper, c.found, c.verdict, _link(c.notebook, links)] for c in claims]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def claims_details(claims: Iterable[Claim], links: str = "nbs/") -> str:
+    """Markdown list of the claims with all that was measured; links as for the table."""
+    return "\n".join(f"- **{c.claim}** ({_link(c.notebook, links)}): {c.measured}." for c in claims)
 
 # %% ../nbs/10_claims.ipynb #main
 def main(argv: Iterable[str] | None = None) -> int:
     """Print the table of claims; the exit code: 0, or 2 without the recorded results."""
-    parser = argparse.ArgumentParser(
-        prog="python -m wwgan.claims", description="Print the table of claims as Markdown."
-    )
+    parser = argparse.ArgumentParser(prog="python -m wwgan.claims", description="Print the claims as Markdown.")
     parser.add_argument("results", type=Path, nargs="?", help="recorded results; default: data/results/")
     parser.add_argument("--links", default="nbs/", help="what leads from the page with the table to the notebooks")
+    parser.add_argument("--details", action="store_true", help="all that was measured, as a list")
     given = parser.parse_args(argv)
     try:
-        print(claims_table(claims_of(given.results), given.links))
+        shown = claims_details if given.details else claims_table
+        print(shown(claims_of(given.results), given.links))
         return 0
     except (FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

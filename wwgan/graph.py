@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from functools import cache, lru_cache
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,10 +26,12 @@ except Exception:  # no Triton, or a broken one: every device takes the slices
 NEIGHBORHOODS = {"von_neumann": lambda dy, dx: abs(dy) + abs(dx), "moore": lambda dy, dx: max(abs(dy), abs(dx))}
 
 
-def half_ball(neighborhood: str, radius: int, height: float = inf, width: float = inf) -> list[tuple[int, int]]:
+def half_ball(
+    neighborhood: str, radius: int, height: int | None = None, width: int | None = None
+) -> list[tuple[int, int]]:
     """Offsets (dy, dx) of a neighbourhood's edges, each undirected edge once: dy > 0, or dy == 0 and dx > 0.
 
-    Offsets that reach across an image of height x width pixels are left out. Radius 0 has no edges.
+    Offsets that reach across an image of height x width pixels, where given, are left out. Radius 0 has no edges.
     Raises ValueError for an unknown neighbourhood or a radius that is no integer >= 0.
     """
     if neighborhood not in NEIGHBORHOODS:
@@ -37,7 +39,7 @@ def half_ball(neighborhood: str, radius: int, height: float = inf, width: float 
     if isinstance(radius, bool) or not isinstance(radius, int) or radius < 0:
         raise ValueError(f"radius must be an integer of at least 0, got {radius!r}")
     norm = NEIGHBORHOODS[neighborhood]
-    reach_y, reach_x = min(radius, height - 1), min(radius, width - 1)
+    reach_y, reach_x = (radius if side is None else min(radius, side - 1) for side in (height, width))
     return [
         (dy, dx)
         for dy in range(reach_y + 1)
@@ -53,10 +55,13 @@ def edge_ends(image: Tensor, dy: int, dx: int) -> tuple[Tensor, Tensor]:
     return image[..., : H - dy, left : W - right], image[..., dy:, right : W - left]
 
 # %% ../nbs/00_graph.ipynb #sweep_slices
+_Edges = tuple[tuple[int, int, float], ...]  # (dy, dx, omega / 2), each undirected edge once
+
+
 class _Form(NamedTuple):
     """Which quadratic form a sweep computes: directed offsets with half weights, l2 and the offset of the image."""
 
-    edges: tuple[tuple[int, int, float], ...]  # (dy, dx, omega / 2), each undirected edge once
+    edges: _Edges
     l2: float = 0.0
     offset: float = 0.0
 
@@ -93,7 +98,7 @@ def _sweep_slices(x: Tensor, g: Tensor, scale: Tensor | None, form: _Form) -> tu
 if triton:
 
     @triton.jit
-    def _sweep_kernel(
+    def _sweep_kernel(  # type: ignore[no-untyped-def]  # in Triton's language
         x_ptr, g_ptr, scale_ptr, operator_ptr, partial_ptr, offset_ptr, weight_ptr,
         size, height, width, channels, n_edges,
         L2: tl.constexpr, OFFSET: tl.constexpr, SCALED: tl.constexpr, CHANNELS_LAST: tl.constexpr,
@@ -135,7 +140,7 @@ if triton:
 
 
 @lru_cache(maxsize=32)
-def _edge_table(edges: tuple[tuple[int, int, float], ...], dtype: torch.dtype, device: torch.device):
+def _edge_table(edges: _Edges, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Offsets (2E, 2) and half weights (2E,) of the edges in both directions, kept on the device."""
     both = [*edges, *((-dy, -dx, w) for dy, dx, w in edges)]
     with torch.inference_mode(False):  # the tables outlive this call, also for training
@@ -194,11 +199,13 @@ def _sweep(
 
 
 @_sweep.register_fake
-def _(x, g, scale, offsets, weights, l2, offset):
+def _(
+    x: Tensor, g: Tensor, scale: Tensor | None, offsets: list[int], weights: list[float], l2: float, offset: float
+) -> tuple[Tensor, Tensor]:
     return g.new_empty(len(g), dtype=torch.promote_types(g.dtype, torch.float32)), torch.empty_like(g)
 
 # %% ../nbs/00_graph.ipynb #sweep-autograd
-def _carre_du_champ(g: Tensor, v: Tensor, edges: tuple[tuple[int, int, float], ...]) -> Tensor:
+def _carre_du_champ(g: Tensor, v: Tensor, edges: _Edges) -> Tensor:
     """Gamma(g, v) of potentials (..., H, W) -> (..., H, W); differentiable in both."""
     result = torch.zeros_like(g)
     for dy, dx, w in edges:
@@ -213,18 +220,22 @@ class _Sweep(torch.autograd.Function):
     """Images x and potentials g (B, C, H, W) -> energy (B,) and L g + l2 g (B, C, H, W)."""
 
     @staticmethod
-    def forward(x, g, scale, form):
+    def forward(x: Tensor, g: Tensor, scale: Tensor | None, form: _Form) -> tuple[Tensor, Tensor]:
         offsets = [step for dy, dx, _ in form.edges for step in (dy, dx)]
         return _sweep(x, g, scale, offsets, [w for *_, w in form.edges], form.l2, form.offset)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(
+        ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None, _Form], output: tuple[Tensor, Tensor]
+    ) -> None:
         x, g, scale, ctx.form = inputs
         ctx.save_for_backward(x, g, scale, output[1])
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx, of_energy, of_operator):
+    def backward(
+        ctx: Any, of_energy: Tensor | None, of_operator: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, None, None]:
         if of_energy is None and of_operator is None:
             return None, None, None, None
         x, g, scale, operator = ctx.saved_tensors
@@ -242,19 +253,20 @@ class _Sweep(torch.autograd.Function):
         return to_x, to_g, None, None
 
 
-def _add(a: Tensor | None, b: Tensor | None) -> Tensor:
-    """The sum of two derivatives, of which one may be absent."""
-    return b if a is None else a if b is None else a + b
+def _add(*derivatives: Tensor | None) -> Tensor:
+    """The sum of derivatives, of which some, but not all, may be absent."""
+    first, *others = [derivative for derivative in derivatives if derivative is not None]
+    return sum(others, first)
 
 # %% ../nbs/00_graph.ipynb #energy_expression
 def energy_expression(x: Tensor, g: Tensor, scale: Tensor | None, form: _Form) -> Tensor:
     """The energy as a plain expression, one edge direction at a time: the reference, and a baseline for speed."""
     rho = _density(x, scale, form)
-    terms = [form.l2 * g.square().sum((1, 2, 3))]
+    energy = form.l2 * g.square().sum((1, 2, 3))
     for dy, dx, w in form.edges:
         (rho_i, rho_j), (g_i, g_j) = edge_ends(rho, dy, dx), edge_ends(g, dy, dx)
-        terms.append(w * ((rho_i + rho_j) * (g_i - g_j).square()).sum((1, 2, 3)))
-    return sum(terms)
+        energy = energy + w * ((rho_i + rho_j) * (g_i - g_j).square()).sum((1, 2, 3))
+    return energy
 
 # %% ../nbs/00_graph.ipynb #pixelgraph
 class PixelGraph:
@@ -264,7 +276,7 @@ class PixelGraph:
     radius: of the ball in pixels, at least 0.
     weight: function (dy, dx) -> positive weight of the edges of that offset; every weight is 1 when left out.
     Offsets longer than the image have no edges and are dropped. Raises ValueError on bad sizes, names or weights.
-    Source: Dukler et al. 2019, section 3; the released code's graph is von Neumann with radius 2.
+    Source: Dukler et al. 2019; the released code's graph is von Neumann with radius 2.
     """
 
     def __init__(
@@ -288,9 +300,10 @@ class PixelGraph:
             if not 0 < w < inf:
                 raise ValueError(f"edge weights must be positive and finite, got {w} for offset {offset}")
         self.degree = self._degree()
-        self._copies = {}  # of 1 / degree, for the types and devices met so far
+        # 1 / degree, for the types and devices met so far
+        self._copies: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"PixelGraph({self.height}, {self.width}, neighborhood={self.neighborhood!r}, radius={self.radius})"
 
     @torch.inference_mode(False)  # it outlives this call, also for training
@@ -329,7 +342,9 @@ class PixelGraph:
             torch.cat([none.double(), *weights]),
         )
 
-    def _prepare(self, X: Tensor, g: Tensor, degree_normalized: bool, channels: bool):
+    def _prepare(
+        self, X: Tensor, g: Tensor, degree_normalized: bool, channels: bool
+    ) -> tuple[Tensor, Tensor, torch.Size, Tensor | None]:
         """Both as (B, C, H, W) of one type, the leading dimensions they had, and what the density is scaled by."""
         self._check(X=X, g=g)
         if channels and min(X.dim(), g.dim()) < 3:

@@ -8,11 +8,16 @@ __all__ = ['solve_laplacian', 'WassersteinMetric', 'benamou_brenier', 'wasserste
 
 # %% ../nbs/01_metric.ipynb #imports
 from math import sqrt
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .graph import PixelGraph
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 # %% ../nbs/01_metric.ipynb #solve-laplacian
 def solve_laplacian(L: Tensor, s: Tensor) -> Tensor:
@@ -20,27 +25,26 @@ def solve_laplacian(L: Tensor, s: Tensor) -> Tensor:
 
     Raises ValueError when s does not sum to zero on every connected component: no flow can produce it.
     """
-    import numpy as np
     from scipy.sparse import coo_array, diags_array
     from scipy.sparse.csgraph import connected_components
     from scipy.sparse.linalg import splu
 
-    L, s = L.coalesce(), s.double().numpy()
-    n = len(s)
+    L, change = L.coalesce(), s.double().numpy()
+    n = len(change)
     matrix = coo_array((L.values().double().numpy(), L.indices().numpy()), shape=(n, n)).tocsr()
     matrix.eliminate_zeros()
     count, component = connected_components(matrix, directed=False)
-    change = np.bincount(component, s)
-    stuck = abs(change) > 1e-8 * abs(s).sum()
+    left_over = np.bincount(component, change)
+    stuck = abs(left_over) > 1e-8 * abs(change).sum()
     if stuck.any():
         raise ValueError(
             f"the change does not sum to zero on {stuck.sum()} of {count} connected parts of the image "
-            f"(off by up to {abs(change).max():.3g}): mass cannot be moved there. Use equal masses, and a positive "
+            f"(off by up to {abs(left_over).max():.3g}): mass cannot be moved there. Use equal masses, and a positive "
             "floor of intensity or a larger radius where black separates lit parts"
         )
     tied = np.zeros(n)
     tied[np.unique(component, return_index=True)[1]] = 1  # the first pixel of each component
-    phi = splu((matrix + diags_array(tied)).tocsc()).solve(s)
+    phi = splu((matrix + diags_array(tied)).tocsc()).solve(change)
     mean = np.bincount(component, phi) / np.bincount(component)
     return torch.from_numpy(phi - mean[component])
 
@@ -50,7 +54,7 @@ class WassersteinMetric:
 
     graph: the pixels and their neighbourhood. degree_normalized: whether L(X) divides intensities by degrees.
     Images are (H, W), non-negative; changes are (H, W) and sum to zero. Lengths are in pixels over sqrt(pixel_scale).
-    Source: Dukler et al. 2019, section 3; Otto 2001 for the continuum.
+    Source: Dukler et al. 2019; Otto 2001 for the continuum.
     """
 
     def __init__(self, graph: PixelGraph, degree_normalized: bool = False):
@@ -124,15 +128,14 @@ def benamou_brenier(
     no path exists or the solver fails. Source: Benamou and Brenier 2000; Maas 2011 for graphs.
     """
     import clarabel
-    import numpy as np
     import scipy.sparse as sp
 
     D, mean = _incidence_and_mean(graph, degree_normalized)
-    a, b = a.double().flatten().numpy(), b.double().flatten().numpy()
+    start, end = a.double().flatten().numpy(), b.double().flatten().numpy()
     T, (E, n) = steps, D.shape
     later = sp.diags_array([np.ones(T - 1), -np.ones(T - 1)], offsets=[0, -1], shape=(T, T - 1))  # X_{t+1} - X_t inside
     fixed = np.zeros((T, n))  # the same with the two given ends
-    fixed[0], fixed[-1] = -a, fixed[-1] + b
+    fixed[0], fixed[-1] = -start, fixed[-1] + end
 
     free, edges = (T - 1) * n, T * E  # unknowns: X_1 .. X_{T-1}, then m, then s
     X, m, s = (
@@ -156,12 +159,12 @@ def benamou_brenier(
     if "Solved" not in str(solution.status):
         raise ValueError(f"no path of transport found between the images: the solver says {solution.status}")
     inside = np.asarray(solution.x)[:free].reshape(T - 1, n).clip(min=0)
-    inside *= a.sum() / inside.sum(1, keepdims=True)  # mass exact, not only to the solver's tolerance
-    path = np.concatenate([a[None], inside, b[None]]).reshape(T + 1, graph.height, graph.width)
+    inside *= start.sum() / inside.sum(1, keepdims=True)  # mass exact, not only to the solver's tolerance
+    path = np.concatenate([start[None], inside, end[None]]).reshape(T + 1, graph.height, graph.width)
     return torch.from_numpy(path), max(solution.obj_val, 0.0)
 
 
-def _incidence_and_mean(graph: PixelGraph, degree_normalized: bool):
+def _incidence_and_mean(graph: PixelGraph, degree_normalized: bool) -> "tuple[csr_array, csr_array]":
     """Sparse (E, n): D with rows e_j - e_i, and the matrix of omega_ij theta_ij(X), linear in X."""
     import scipy.sparse as sp
 
@@ -225,7 +228,7 @@ def wasserstein2(a: Tensor, b: Tensor, epsilon: float | None = None) -> float:
     return sqrt(max(total, 0.0))
 
 
-def _sinkhorn_plan(source, target, cost, epsilon: float):
+def _sinkhorn_plan(source: np.ndarray, target: np.ndarray, cost: np.ndarray, epsilon: float) -> np.ndarray:
     import ot
 
     plan, log = ot.sinkhorn(
@@ -246,7 +249,7 @@ def wasserstein_of_wasserstein(
 
     images_a: (N, H, W) or (N, C, H, W), images_b: (M, ...), all of equal mass in each channel. epsilon: as in
     `wasserstein2`, for the inner distances. progress: show a bar. Solves N * M transport problems: for small sets of
-    small images. Raises ValueError as `wasserstein2` does. Source: Dukler et al. 2019, section 2.
+    small images. Raises ValueError as `wasserstein2` does. Source: Dukler et al. 2019.
     """
     import ot
 

@@ -11,6 +11,7 @@ __all__ = ['DCGAN_SIZES', 'RESNET_SIZE', 'ARCHITECTURES', 'count_parameters', 'i
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -64,25 +65,25 @@ class _LeakyReLU(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x, slope):
+    def forward(x: Tensor, slope: float) -> Tensor:
         return leaky_relu(x, slope)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
         ctx.slope = inputs[1]
         ctx.save_for_backward(output)  # has the sign of x, and the next layer keeps it anyway
         ctx.save_for_forward(output)
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, None]:
         if gradient is None:
             return None, None
         (output,) = ctx.saved_tensors
         return torch.ops.aten.leaky_relu_backward(gradient, output.detach(), ctx.slope, True), None
 
     @staticmethod
-    def jvp(ctx, tangent, _):
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
         (output,) = ctx.saved_tensors
         return torch.where(output > 0, tangent, ctx.slope * tangent)
 
@@ -117,21 +118,29 @@ class _SumOverProcesses(torch.autograd.Function):
     """Sum of a tensor over processes. Each process's loss depends on it, so the derivative is a sum as well."""
 
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         total = x.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return _SumOverProcesses.forward(ctx, gradient)
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """As torch.nn.BatchNorm2d; in training by several processes, with the statistics of their joint batch.
+    """As torch.nn.BatchNorm2d(channels); in training by several processes, with the statistics of their joint batch.
 
     x (B, C, H, W): this process's rows, as many in each process.
     """
+
+    running_mean: Tensor  # here, and the momentum a number, for no other options are taken
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
+    def __init__(self, channels: int):
+        super().__init__(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or process_count() == 1:
@@ -162,7 +171,7 @@ class DCGANGenerator(nn.Module):
     def __init__(self, size: int, channels: int = 3, latent_dim: int = 100, width: int = 64):
         super().__init__()
         self.latent_dim = latent_dim
-        layers = []
+        layers: list[nn.Module] = []
         for c_in, c_out in pairwise([latent_dim, *_dcgan_widths(size, width)]):
             stride, padding = (2, 1) if layers else (1, 0)
             layers += [
@@ -189,7 +198,7 @@ class DCGANCritic(nn.Module):
         super().__init__()
         self.image_shape = (channels, size, size)
         widths = [channels, *reversed(_dcgan_widths(size, width))]
-        layers = []
+        layers: list[nn.Module] = []
         for c_in, c_out in pairwise(widths):
             layers += [nn.Conv2d(c_in, c_out, 4, 2, 1, bias=False), LeakyReLU(0.2)]
         self.net = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, bias=False))
@@ -203,10 +212,11 @@ class DCGANCritic(nn.Module):
 RESNET_SIZE = 32
 
 
-def _glorot(layer: nn.Module, gain: float = 1.0) -> nn.Module:
+def _glorot(layer: nn.Conv2d | nn.Linear, gain: float = 1.0) -> nn.Module:
     """Uniform weights of variance 2 gain^2 / (fan in + fan out), biases 0."""
     xavier_uniform_(layer.weight, gain)
-    zeros_(layer.bias)
+    if layer.bias is not None:
+        zeros_(layer.bias)
     return layer
 
 

@@ -7,11 +7,13 @@ __all__ = ['GROUND_METRICS', 'POINTS', 'GroundMetric', 'Euclidean', 'pixel_graph
            'Shuffled', 'critic_gradient', 'safe_sqrt', 'Penalty', 'penalty_points', 'penalty_at', 'gradient_penalty']
 
 # %% ../nbs/02_penalty.ipynb #imports
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from math import isfinite
-from typing import NamedTuple, Protocol
+from numbers import Real
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,13 +37,18 @@ def _check_gradient(g: Tensor, x: Tensor) -> None:
         )
 
 
+def _at_least_float32(g: Tensor) -> Tensor:
+    """Half precision overflows when squared."""
+    return g.to(torch.promote_types(g.dtype, torch.float32))
+
+
 def _sum_of_squares(g: Tensor) -> Tensor:
-    return g.flatten(1).square().sum(1)
+    return _at_least_float32(g).flatten(1).square().sum(1)
 
 
 def _check_non_negative(**values: float) -> None:
     for name, value in values.items():
-        if not (isinstance(value, (int, float)) and isfinite(value) and value >= 0):
+        if not (isinstance(value, Real) and isfinite(value) and value >= 0):
             raise ValueError(f"{name} must be a finite number and not negative, got {value!r}")
 
 # %% ../nbs/02_penalty.ipynb #euclidean
@@ -58,12 +65,15 @@ class Euclidean:
         return _sum_of_squares(g)
 
 # %% ../nbs/02_penalty.ipynb #intensity
-def _remembered(function: Callable) -> Callable:
+_Result = TypeVar("_Result")
+
+
+def _remembered(function: Callable[..., _Result]) -> Callable[..., _Result]:
     """Computed once for each set of arguments. A plain dictionary, which torch.compile sees through."""
-    results = {}
+    results: dict[tuple[Any, ...], _Result] = {}
 
     @wraps(function)
-    def call(*arguments):
+    def call(*arguments: Any) -> _Result:
         if arguments not in results:
             results[arguments] = function(*arguments)
         return results[arguments]
@@ -81,7 +91,10 @@ def _check_range(x: Tensor) -> None:
     if x.device.type == "cpu" and x.numel() and not torch.compiler.is_compiling():
         low, high = (bound.item() for bound in x.detach().aminmax())
         if low < -1.001 or high > 1.001:
-            raise ValueError(f"images must lie in [-1, 1], got values from {low:.4g} to {high:.4g}")
+            raise ValueError(
+                f"images must lie in [-1, 1], got values from {low:.4g} to {high:.4g}: map images in [0, 1] "
+                "by 2 * x - 1, those in 0..255 by x / 127.5 - 1; a generator should end in tanh"
+            )
 
 
 def intensity(x: Tensor) -> Tensor:
@@ -101,7 +114,7 @@ class Wasserstein:
     neighborhood, radius: of the pixel graph; radius 0 has no edges.
     edge_weight: weight of every edge. l2: factor of the sum of squares. mass: of the squared sum of each channel.
     degree_normalized: divide intensities by degrees. unit_mass: scale each channel of an image to mass one first.
-    Raises ValueError for factors that are negative or not finite. Source: Dukler et al. 2019, section 4, and the
+    Raises ValueError for factors that are negative or not finite. Source: Dukler et al. 2019, and the
     released code (github.com/dukleryoni/WWGAN, wwgan_utils.py, calc_wgp); the defaults are the released ones.
     """
 
@@ -113,18 +126,21 @@ class Wasserstein:
     degree_normalized: bool = False
     unit_mass: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_non_negative(edge_weight=self.edge_weight, l2=self.l2, mass=self.mass)
         PixelGraph(1, 1, self.neighborhood, self.radius)  # refuses a bad neighbourhood or radius
 
     @classmethod
-    def released(cls, **changes) -> "Wasserstein":
+    def released(cls, **changes: Any) -> "Wasserstein":
         """The form of the authors' released code (2020); any field can be changed by keyword."""
         return cls(**changes)
 
     @classmethod
-    def paper(cls, **changes) -> "Wasserstein":
-        """The form of the paper: unit mass, edge mean with degrees, mass term; any field can be changed by keyword."""
+    def paper(cls, **changes: Any) -> "Wasserstein":
+        """The form of the paper: unit mass, edge mean with degrees, mass term; any field can be changed by keyword.
+
+        The mass term's factor of 1 outweighs the rest on all but tiny images; training takes mass=1 / (H * W).
+        """
         form = dict(edge_weight=1.0, l2=0.0, mass=1.0, degree_normalized=True, unit_mass=True)
         return cls(**form | changes)
 
@@ -144,7 +160,7 @@ class Wasserstein:
         graph = pixel_graph(*x.shape[-2:], self.neighborhood, self.radius, weight)
         squared = graph.energy(X, g, self.degree_normalized, self.l2, offset, channels=True)
         if self.mass:
-            squared = squared + self.mass * g.sum((-2, -1)).square().sum(1)
+            squared = squared + self.mass * _at_least_float32(g).sum((-2, -1)).square().sum(1)
         return squared
 
 # %% ../nbs/02_penalty.ipynb #sobolev_weights
@@ -165,13 +181,14 @@ class Sobolev:
 
     order: float = -1.5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isfinite(self.order):
             raise ValueError(f"order must be finite, got {self.order}")
 
     def squared_norm(self, g: Tensor, x: Tensor) -> Tensor:
         """Critic gradient g and images x, both (B, C, H, W) -> (B,). The images do not matter."""
         _check_gradient(g, x)
+        g = _at_least_float32(g)
         weights = _sobolev_weights(*g.shape[-2:], self.order, g.dtype, g.device)
         spectrum = torch.fft.fft2(g, norm="ortho")
         return (weights * (spectrum.real.square() + spectrum.imag.square())).flatten(1).sum(1)
@@ -194,7 +211,7 @@ class Shuffled:
     seed: int = 0
 
     @classmethod
-    def wasserstein(cls, **changes) -> "Shuffled":
+    def wasserstein(cls, **changes: Any) -> "Shuffled":
         """The released Wasserstein form on shuffled pixels; its fields can be changed by keyword."""
         return cls(Wasserstein.released(**changes))
 
@@ -225,15 +242,27 @@ def critic_gradient(critic: Callable[[Tensor], Tensor], x: Tensor, create_graph:
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         score = critic(x)
+        _check_score(score, x)
         total = score.sum()
+    (gradient,) = torch.autograd.grad(total, x, create_graph=create_graph, allow_unused=True)
+    if gradient is None:
+        raise ValueError("the critic's score does not depend on its images: they are detached inside the critic")
+    return gradient
+
+
+def _check_score(score: Any, x: Tensor) -> None:
+    if not isinstance(score, Tensor):
+        raise ValueError(
+            f"the critic must return a tensor of scores, got {type(score).__name__}: "
+            "wrap it, such as lambda x: critic(x)[0]"
+        )
     if score.shape[:1] != x.shape[:1] or score.numel() != len(x):
         raise ValueError(
-            f"the critic must give one score for each of the {len(x)} images, got shape {tuple(score.shape)}"
+            f"the critic must give one score for each of the {len(x)} images, got shape {tuple(score.shape)}: "
+            "average scores of patches, such as lambda x: critic(x).flatten(1).mean(1)"
         )
     if not score.requires_grad:
         raise ValueError("the critic's score cannot be differentiated: it is detached or depends on nothing")
-    (gradient,) = torch.autograd.grad(total, x, create_graph=create_graph, materialize_grads=True)
-    return gradient
 
 # %% ../nbs/02_penalty.ipynb #safe_sqrt
 def safe_sqrt(squared: Tensor) -> Tensor:
@@ -243,7 +272,7 @@ def safe_sqrt(squared: Tensor) -> Tensor:
 
 # %% ../nbs/02_penalty.ipynb #penalty
 class Penalty(NamedTuple):
-    """A gradient penalty. loss: scalar, differentiable in the critic's parameters. norm: (B,), detached."""
+    """A gradient penalty: add its .loss to the critic's. norm: (B,), detached. loss: scalar, already weighted."""
 
     loss: Tensor
     norm: Tensor
@@ -266,6 +295,9 @@ def penalty_points(
     """
     if points not in POINTS:
         raise ValueError(f"points must be one of {', '.join(map(repr, POINTS))}, got {points!r}")
+    for name, images in (("real", real), ("fake", fake)):
+        if not isinstance(images, Tensor):
+            raise ValueError(f"{name} must be a torch.Tensor, got {type(images).__name__}")
     if real.dim() != 4 or real.shape != fake.shape or not len(real):
         raise ValueError(
             "real and fake must have the same shape (B, C, H, W) with B >= 1, "
@@ -273,6 +305,11 @@ def penalty_points(
         )
     if not (real.is_floating_point() and fake.is_floating_point()):
         raise ValueError(f"images must be of floating-point type in [-1, 1], got {real.dtype} and {fake.dtype}")
+    if (real.dtype, real.device) != (fake.dtype, fake.device):
+        raise ValueError(
+            "real and fake must be of one type on one device, "
+            f"got {real.dtype} on {real.device} and {fake.dtype} on {fake.device}"
+        )
     real, fake = real.detach(), fake.detach()
     if points != "interpolated":
         return real if points == "real" else fake
@@ -286,7 +323,13 @@ def penalty_at(
 ) -> Penalty:
     """`gradient_penalty` at given images x (B, C, H, W) in [-1, 1]; draws nothing, so that it can be compiled."""
     g = critic_gradient(critic, x, create_graph=True)
-    norm = safe_sqrt(ground.squared_norm(g, x))
+    squared = ground.squared_norm(g, x)
+    if squared.shape != x.shape[:1] or g.requires_grad and not squared.requires_grad:
+        raise ValueError(
+            f"squared_norm of {type(ground).__name__} must give {len(x)} values, differentiable in the gradient, "
+            f"got shape {tuple(squared.shape)}" + ("" if squared.requires_grad else ", detached")
+        )
+    norm = safe_sqrt(squared)
     excess = norm - 1
     loss = weight * (excess.relu() if one_sided else excess).square().mean()
     return Penalty(loss, norm.detach())
@@ -302,15 +345,35 @@ def gradient_penalty(
     generator: torch.Generator | None = None,
     points: str = "interpolated",
 ) -> Penalty:
-    """Penalty that holds the critic 1-Lipschitz with respect to a ground metric; add its loss to the critic's.
+    """Penalty that holds the critic 1-Lipschitz with respect to a ground metric: add its .loss to the critic's.
 
-    critic: images -> one score for each. real, fake: (B, C, H, W) in [-1, 1], same shape and device.
-    ground: the metric. weight: lambda. one_sided: charge only norms above 1.
-    generator: random state on the images' device. points: see `penalty_points`.
-    Returns the loss (scalar) and the norms (B,). Raises ValueError for wrong shapes or ranges.
-    Source: Gulrajani et al. 2017 for the penalty; Dukler et al. 2019, section 4, for the norm.
+    critic: images -> one score for each, (B,), (B, 1) or (B, 1, 1, 1); for labels, lambda x: critic(x, labels).
+    Batch norm, which makes scores depend on the other images of the batch, is warned of.
+    real, fake: (B, C, H, W) in [-1, 1], same shape, type and device. ground: such as Wasserstein.released().
+    weight: lambda; 10 is usual for Euclidean(), 4 is the released code's for Wasserstein.released().
+    one_sided: charge only norms above 1. generator: random state on the images' device.
+    points: where to penalise, "interpolated" (between pairs of real and fake), "real" or "fake".
+    Returns the loss (scalar) and the norms (B,). Raises ValueError for wrong shapes or types, for gradients switched
+    off, and for values out of range, which are looked at on the CPU only.
+    To compile, compile a function that calls `penalty_at`, not the critic.
+    Source: Gulrajani et al. 2017 for the penalty; Dukler et al. 2019, for the norm.
     """
     _check_non_negative(weight=weight)
-    if not hasattr(ground, "squared_norm"):
+    if isinstance(ground, type) or not hasattr(ground, "squared_norm"):
         raise ValueError(f"ground must be a ground metric such as Wasserstein.released(), got {ground!r}")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ValueError(f"generator must be a torch.Generator or None, got {generator!r}")
+    if not torch.is_grad_enabled():
+        raise ValueError("gradients are off (no_grad or inference_mode): the penalty would not train the critic")
+    _warn_of_batch_norm(critic)
     return penalty_at(critic, penalty_points(real, fake, points, generator), ground, weight, one_sided)
+
+
+def _warn_of_batch_norm(critic: Callable[[Tensor], Tensor]) -> None:
+    modules = critic.modules() if isinstance(critic, torch.nn.Module) else ()
+    if any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.training for module in modules):
+        warnings.warn(
+            "the critic has batch norm in training mode: its score of an image depends on the others in the batch, and "
+            "the penalty is then no bound on a slope; use layer or instance norm, or none",
+            stacklevel=3,
+        )

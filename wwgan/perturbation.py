@@ -328,12 +328,12 @@ def matched(
 
     Those that never get so far, at their strongest, are left out. Raises as `perturb`.
     """
-    found = {name: [strength_of_size(images, name, size, seed) for size in sizes] for name in names}
-    return {
-        name: Matched(strengths, [perturb(images, name, strength, seed) for strength in strengths])
-        for name, strengths in found.items()
-        if None not in strengths
-    }
+    found = {}
+    for name in names:
+        strengths = [s for size in sizes if (s := strength_of_size(images, name, size, seed)) is not None]
+        if len(strengths) == len(sizes):
+            found[name] = Matched(strengths, [perturb(images, name, strength, seed) for strength in strengths])
+    return found
 
 # %% ../nbs/07_perturbation.ipynb #paths
 def _check_steps(steps: int) -> None:
@@ -365,6 +365,12 @@ def cross_fade(a: Tensor, b: Tensor, steps: int = 8) -> Tensor:
     return torch.stack([torch.lerp(a, b, k / steps) for k in range(steps + 1)], 1)
 
 
+def _metric_on(images: Tensor) -> WassersteinMetric:
+    """The metric on the pixels of images (..., H, W), each joined to the four beside it."""
+    height, width = images.shape[-2:]
+    return WassersteinMetric(PixelGraph(height, width, radius=1))
+
+
 def geodesic_path(a: Tensor, b: Tensor, steps: int = 8) -> Tensor:
     """Shortest paths of transport between images a and b, both (B, C, H, W) in [-1, 1] -> (B, steps + 1, C, H, W).
 
@@ -375,7 +381,7 @@ def geodesic_path(a: Tensor, b: Tensor, steps: int = 8) -> Tensor:
     _check_ends(a, b, steps)
     for images in (a, b):
         _check_images(images)
-    metric = WassersteinMetric(PixelGraph(*a.shape[-2:], radius=1))
+    metric = _metric_on(a)
     light = torch.minimum(*(_light(x).sum((-2, -1)) for x in (a, b)))[..., None, None, None]  # (B, C, 1, 1, 1)
     pairs = [zip(*channels) for channels in zip(unit_mass(a), unit_mass(b))]
     paths = torch.stack([torch.stack([metric.geodesic(*pair, steps) for pair in channels]) for channels in pairs])
@@ -400,7 +406,8 @@ def great_circle(a: Tensor, b: Tensor, steps: int = 8) -> Tensor:
     directions = (
         to_a[..., None] * (a / lengths[0, :, None])[:, None] + to_b[..., None] * (b / lengths[1, :, None])[:, None]
     )
-    return directions * torch.lerp(*(length[:, None].expand_as(to_a) for length in lengths), share)[..., None]
+    start, end = (length[:, None].expand_as(to_a) for length in lengths)
+    return directions * torch.lerp(start, end, share)[..., None]
 
 
 def latent_paths(generator: Callable[[Tensor], Tensor], a: Tensor, b: Tensor, steps: int = 8) -> Tensor:
@@ -420,7 +427,7 @@ def piece_lengths(path: Tensor) -> Tensor:
     """
     if path.dim() != 4 or len(path) < 2:
         raise ValueError(f"a path must be (T, C, H, W) with T >= 2, got {tuple(path.shape)}")
-    metric = WassersteinMetric(PixelGraph(*path.shape[-2:], radius=1))
+    metric = _metric_on(path)
     masses = unit_mass(path)
     lengths = [
         torch.stack([metric.norm((x + y) / 2, y - x) for x, y in zip(*pair)]).norm() for pair in zip(masses, masses[1:])

@@ -29,6 +29,7 @@ import torch
 
 from .benchmark import interleaved, ratio, timer_of
 from .data import load_images, project_root, read_json, unknown_name, write_json
+from .report import read_evaluations, read_metrics
 from wwgan.training import (
     Run,
     TrainConfig,
@@ -39,8 +40,6 @@ from wwgan.training import (
     make_config,
     pick_device,
     provenance,
-    read_evaluations,
-    read_metrics,
     train,
     update,
 )

@@ -9,9 +9,9 @@ __all__ = ['PENALTY_WEIGHTS', 'PRECISIONS', 'GROUND_FIELDS', 'PRESETS', 'MAY_CHA
            'real_images', 'critic_step', 'generator_step', 'update', 'check_compiled', 'keep_memory',
            'hand_memory_back', 'provenance', 'fixed_random', 'generate', 'draw_samples', 'draw_many', 'evaluate',
            'image_grid', 'gradient_norms', 'preflight', 'only_process', 'make_run_folder', 'save_checkpoint',
-           'load_checkpoint', 'RunFolder', 'read_metrics', 'read_evaluations', 'best_evaluation', 'read_checkpoint',
-           'check_same_run', 'Run', 'load_run', 'repeatable_convolutions', 'Stopped', 'stop_requests', 'train',
-           'is_due', 'Stopwatch', 'main']
+           'load_checkpoint', 'RunFolder', 'read_checkpoint', 'check_same_run', 'Run', 'load_run',
+           'repeatable_convolutions', 'Stopped', 'stop_requests', 'train', 'write_report', 'is_due', 'Stopwatch',
+           'main']
 
 # %% ../nbs/05_training.ipynb #imports
 import argparse
@@ -68,6 +68,7 @@ from wwgan.penalty import (
     penalty_points,
     safe_sqrt,
 )
+from .report import best_evaluation, read_evaluations, read_metrics, report_html, sample_grids
 
 # %% ../nbs/05_training.ipynb #read_bool
 def _read_bool(value) -> bool:
@@ -1045,42 +1046,9 @@ def _event_writer(path: Path, purge_from: int):
     return SummaryWriter(str(path), purge_step=purge_from)
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file with one a line; none if it is not there. A last line cut short is left out."""
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    found = []
-    for number, line in enumerate(lines, 1):
-        try:
-            found.append(json.loads(line))
-            found[-1]["step"] + 0
-        except (ValueError, TypeError, KeyError, RecursionError):
-            raise ValueError(f"line {number} of {path} must be an object with a step, got {line[:80]!r}") from None
-    return found
-
-
 def _write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     text = "".join(json.dumps(line) + "\n" for line in lines)
     write_atomically(path, lambda file: file.write(text.encode()))
-
-
-def read_metrics(run_dir) -> list[dict[str, float]]:
-    """The lines of a run's metrics.jsonl, oldest first; none before it begins."""
-    return _read_lines(Path(run_dir) / "metrics.jsonl")
-
-
-def read_evaluations(run_dir) -> list[dict[str, Any]]:
-    """The lines of a run's evaluations.jsonl, oldest first: "step", "seconds", and what `Evaluator` returns."""
-    path = Path(run_dir) / "evaluations.jsonl"
-    lines = _read_lines(path)
-    for line in lines:
-        if not all(isinstance(line.get(name), dict) and line[name] for name in ("scores", "protocol")):
-            raise ValueError(f"{path} must have scores and protocol in each line, got step {line['step']} without")
-    return lines
-
-
-def best_evaluation(evaluations: list[dict[str, Any]]) -> dict[str, Any]:
-    """The evaluation with the smallest Frechet distance, the first of equal ones."""
-    return min(evaluations, key=main_score)
 
 
 def read_checkpoint(run_dir, best: bool = False) -> dict[str, Any]:
@@ -1157,7 +1125,12 @@ class Run:
     @property
     def samples(self) -> list[Path]:
         """The sample grids, oldest first."""
-        return sorted(self.run_dir.glob("samples/step_*.png"))
+        return sample_grids(self.run_dir)
+
+    @property
+    def report(self) -> Path:
+        """The page that tells all of it."""
+        return self.run_dir / "report.html"
 
 
 def load_run(run_dir, device: str = "auto", best: bool = False) -> Run:
@@ -1270,8 +1243,34 @@ def _open_folder(config: TrainConfig, origin: Mapping[str, Any], state: TrainSta
     with nullcontext() if config.resume else only_process(path):
         if not config.resume:
             _check_free(path)  # another process may have been here since
-        with closing(RunFolder(path, config, origin, state.step)) as folder:
+        with _reported(path), closing(RunFolder(path, config, origin, state.step)) as folder:
             yield folder
+
+
+@contextmanager
+def _reported(run_dir: Path):
+    """Write the report of the run that ends here, also of one that was stopped or diverged."""
+    try:
+        yield
+    except (Stopped, FloatingPointError):
+        write_report(run_dir)
+        raise
+    write_report(run_dir)
+
+
+def write_report(run_dir: str | Path) -> Path | None:
+    """Write a run's report.html anew from what its folder holds; None where matplotlib or Jinja is not installed.
+
+    `train` does so at the end of each run. Raises FileNotFoundError or ValueError for a folder that holds no run.
+    """
+    try:
+        page = report_html(run_dir, {f.name: f.metadata["help"] for f in fields(TrainConfig)})
+    except ImportError as error:
+        print(f"no report: {error}", file=sys.stderr)
+        return None
+    path = Path(run_dir) / "report.html"
+    write_atomically(path, lambda file: file.write(page.encode()))
+    return path
 
 
 def _check_same_everywhere(state: TrainState, origin: Mapping[str, Any]) -> None:
@@ -1508,6 +1507,8 @@ def main(argv: Iterable[str] | None = None) -> int:
     if run.run_dir is None:
         return 0
     print(f"run folder: {run.run_dir}\nsamples:    {run.samples[-1]}")
+    if run.report.exists():
+        print(f"report:     {run.report}")
     if run.evaluations:
         print("best evaluation:", json.dumps(best_evaluation(run.evaluations), indent=1))
     return 0
