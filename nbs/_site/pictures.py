@@ -27,6 +27,10 @@ CELLS = {
     "06_evaluation": "check-scores-grow-with-damage",
     "07_perturbation": "check-paths",
     "11_report": "show-metrics",
+    "explore": "examples",
+    "howto/own_gan": "both-trained",
+    "howto/own_metric": "what-it-finds-near",
+    "howto/own_data": "preparation",
 }
 
 
