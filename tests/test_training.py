@@ -313,6 +313,11 @@ def test_resume_refuses_other_images(smoke, tmp_path):
         train(make_config(resume=True, run_dir=tmp_path / "run", steps=4), progress=False)
 
 
+def test_run_of_a_process_that_does_not_write_has_no_files(smoke):
+    run = Run(TrainState(smoke(), 1, torch.device("cpu")), None, [], [])
+    assert run.samples == [] and run.report is None
+
+
 def test_load_run_gives_back_the_same_generator(smoke):
     run = train(smoke(), progress=False)
     assert torch.equal(draw_samples(load_run(run.run_dir).state, 4), draw_samples(run.state, 4))
