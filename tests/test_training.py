@@ -22,7 +22,7 @@ from wwgan.evaluation import frechet_distance
 from wwgan.penalty import GROUND_METRICS, Sobolev, Wasserstein
 from wwgan.report import read_evaluations, read_metrics
 from wwgan.settings import PENALTY_WEIGHTS, PRESETS, TrainConfig, make_config, parameters_of
-from wwgan.training import TrainState, draw_samples, fixed_random, generate, load_run, train
+from wwgan.training import Run, TrainState, draw_samples, fixed_random, generate, load_run, train
 
 
 def tensors(run):
