@@ -22,7 +22,7 @@ from wwgan.evaluation import frechet_distance
 from wwgan.penalty import GROUND_METRICS, Sobolev, Wasserstein
 from wwgan.report import read_evaluations, read_metrics
 from wwgan.settings import PENALTY_WEIGHTS, PRESETS, TrainConfig, make_config, parameters_of
-from wwgan.training import TrainState, draw_samples, fixed_random, generate, load_run, train
+from wwgan.training import Run, TrainState, draw_samples, fixed_random, generate, load_run, train
 
 
 def tensors(run):
@@ -311,6 +311,11 @@ def test_resume_refuses_other_images(smoke, tmp_path):
     Image.new("L", (16, 16), 200).save(pictures / "3.png")
     with pytest.raises(ValueError, match="not those this run began with"):
         train(make_config(resume=True, run_dir=tmp_path / "run", steps=4), progress=False)
+
+
+def test_run_of_a_process_that_does_not_write_has_no_files(smoke):
+    run = Run(TrainState(smoke(), 1, torch.device("cpu")), None, [], [])
+    assert run.samples == [] and run.report is None
 
 
 def test_load_run_gives_back_the_same_generator(smoke):

@@ -126,6 +126,7 @@ def smoke_study(settings: Mapping[str, Mapping[str, Any]]) -> Study:
 # %% ../nbs/09_study.ipynb #run_one
 _WHERE = ("data_dir", "device", "eval_weights")  # of this machine, no settings of a study
 _FREE = (*_WHERE, "run_dir", "resume")
+_OF_A_RUN = ("samples", "checkpoints", "report.html")
 _RECORDED = ("config.json", "provenance.json", "metrics.jsonl", "evaluations.jsonl", "samples.png")
 
 
@@ -172,7 +173,7 @@ def _clear(run_dir: Path) -> None:
     foreign = [
         path.name
         for path in run_dir.iterdir()
-        if not path.name.startswith(("events.", ".")) and path.name not in (*_RECORDED, "samples", "checkpoints")
+        if not path.name.startswith(("events.", ".")) and path.name not in (*_OF_A_RUN, *_RECORDED)
     ]
     if foreign:
         raise ValueError(f"{run_dir} holds no run but {', '.join(sorted(foreign)[:3])}: name another folder")
