@@ -273,7 +273,7 @@ F, REAL, FAKE, W = critic(), images(4, 3, 8, 8), images(4, 3, 8, 8, seed=1), Was
         (lambda: gradient_penalty(F, REAL, FAKE.to("meta"), W), ("one device", "cpu", "meta")),
         (lambda: gradient_penalty(lambda x: (F(x), x), REAL, FAKE, W), ("tuple", "critic(x)[0]")),
         (lambda: gradient_penalty(lambda x: F(x.detach()), REAL, FAKE, W), ("detached inside the critic",)),
-        (lambda: torch.no_grad()(gradient_penalty)(F, REAL, FAKE, W), ("switched off", "would not train")),
+        (lambda: torch.no_grad()(gradient_penalty)(F, REAL, FAKE, W), ("gradients are off", "would not train")),
         (lambda: gradient_penalty(F, REAL, FAKE, Foreign(lambda g: g)), ("Foreign", "4 values", "(4, 3, 8, 8)")),
         (
             lambda: gradient_penalty(F, REAL, FAKE, Foreign(lambda g: g.detach().sum((1, 2, 3)))),
