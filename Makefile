@@ -48,6 +48,6 @@ figures: env
 	for nb in $(FIGURES); do $(BIN)/papermill $$nb $(OUT)/$$(basename $$nb) || exit 1; done
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis _proc
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .hypothesis _proc
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	find . -name .ipynb_checkpoints -type d -prune -exec rm -rf {} +

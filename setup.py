@@ -20,6 +20,7 @@ setup(
     license=settings["license_name"],
     keywords=settings["keywords"],
     packages=["wwgan"],
+    package_data={"wwgan": ["py.typed"]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
     extras_require={"dev": settings["dev_requirements"].split()},

@@ -1,6 +1,7 @@
 """The gate for notebooks: clean, formatted, exported, parameterised, and outputs only where the design wants them."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -71,6 +72,10 @@ def test_sources_are_formatted_and_linted():
     tool("ruff", "check", cwd=ROOT)
 
 
+def test_types_hold():
+    tool("mypy", cwd=ROOT)
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, **by_name)
 def test_cell_ids_are_unique_and_say_something(path):
     ids = [cell["id"] for cell in cells(path)]
@@ -111,3 +116,15 @@ def test_repository_names_no_machine_paths():
         if path.suffix in (".ipynb", ".py", ".md", ".ini", ".toml", ".json") and path != Path(__file__):
             text = path.read_text(encoding="utf-8")
             assert "/home/" not in text and "/root/" not in text and "/tmp/" not in text, name
+
+
+def test_index_leads_to_every_notebook_with_a_picture_and_a_sentence():
+    """Every link and picture is there, and no notebook is left out."""
+    text = "\n".join(source(cell) for cell in cells(ROOT / "nbs" / "index.ipynb"))
+    rows = re.findall(r'\| <img src="([^"]+)" width="\d+" alt=""> \| \[([^\]]+)\]\(([^)]+)\) \| ([^|]+\.) \|', text)
+    assert {link for _, _, link, _ in rows} == {
+        str(path.relative_to(ROOT / "nbs")) for path in NOTEBOOKS if path.name != "index.ipynb"
+    }
+    assert all(name + ".ipynb" == link for _, name, link, _ in rows)
+    assert all((ROOT / "nbs" / picture).exists() for picture, *_ in rows)
+    assert (ROOT / "nbs" / "images" / "pipeline.svg").exists() and "(images/pipeline.svg)" in text

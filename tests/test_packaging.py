@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,7 @@ def test_source_distribution_holds_what_it_takes_to_build_read_and_test(distribu
     with tarfile.open(archive) as file:
         held = {name.partition("/")[2] for name in file.getnames()}
     wanted = [*ROOT.glob("nbs/**/*.ipynb"), *ROOT.glob("tests/*.py"), *ROOT.glob("wwgan/*.py"), ROOT / "settings.ini"]
+    wanted += [ROOT / "wwgan" / "py.typed"]
     names = {str(path.relative_to(ROOT)) for path in wanted if ".ipynb_checkpoints" not in path.parts}
     assert not names - held
 
@@ -64,12 +66,14 @@ def test_source_distribution_holds_what_it_takes_to_build_read_and_test(distribu
 def test_wheel_trains_in_an_empty_environment(distributions, tmp_path):
     """Installed with its dependencies from the registry and nothing else: none of the tools for working on it."""
     (wheel,) = distributions.glob("wwgan-*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        assert "wwgan/py.typed" in file.namelist()
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / "bin" / "python"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     here = dict(cwd=tmp_path, env=environment)
     run(python, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", wheel, **here)
-    for tool in ("nbdev", "papermill", "jupyter", "pytest", "ruff"):
+    for tool in ("nbdev", "papermill", "jupyter", "pytest", "ruff", "mypy"):
         assert run(python, "-c", f"import importlib.util as u; print(u.find_spec({tool!r}))", **here) == "None\n", tool
     assert run(python, "-c", "import wwgan; print(wwgan.__version__)", **here).strip() == wheel.name.split("-")[1]
     run(python, "-m", "wwgan.training", "--preset", "smoke", "--run_dir", "run", **here)

@@ -13,12 +13,14 @@ from wwgan.perturbation import (
     geodesic_path,
     great_circle,
     matched,
+    move,
     path_profile,
     perturb,
     perturbation_path,
     piece_lengths,
     response,
     separation,
+    shuffle_pixels,
     strength_of_size,
     unit_mass,
 )
@@ -98,6 +100,44 @@ def test_shuffled_blocks_keep_their_pixels():
     blocks = lambda images: torch.nn.functional.unfold(images, 4, stride=4).unflatten(1, (3, 16))
     torch.testing.assert_close(blocks(shuffled).sort(2).values, blocks(x).sort(2).values)
     assert displacement(x, shuffled).wasserstein.max() < 5  # nothing leaves its block of 4 x 4
+
+
+def test_moves_go_where_they_are_told():
+    x = colours(3)
+    right = move(x, right=3)
+    torch.testing.assert_close(right[..., 3:], x[..., :-3], atol=1e-5, rtol=0)
+    torch.testing.assert_close(right[..., :3], x[..., :1].expand(-1, -1, -1, 3), atol=1e-5, rtol=0)  # border repeated
+    torch.testing.assert_close(move(x, down=-2)[..., :-2, :], x[..., 2:, :], atol=1e-5, rtol=0)
+    torch.testing.assert_close(move(x, right=0.25)[..., 1:], 0.75 * x[..., 1:] + 0.25 * x[..., :-1])
+    torch.testing.assert_close(move(x, turn=90), x.rot90(-1, (2, 3)), atol=1e-4, rtol=0)  # clockwise
+    turned_first = move(move(x, turn=90), right=3, down=-2)
+    torch.testing.assert_close(move(x, right=3, down=-2, turn=90), turned_first, atol=1e-4, rtol=0)
+    assert torch.equal(move(x), x) and move(x, right=100).abs().max() <= 1
+
+
+def test_moves_of_any_direction_agree_with_the_drawn_one():
+    x = colours(20)
+    drawn = perturb(x, "rotation", 30, seed=1)
+    either = torch.stack([move(x, turn=turn) for turn in (30, -30)])
+    nearest = (either - drawn).abs().amax((2, 3, 4)).min(0)
+    assert nearest.values.max() < 1e-5 and set(nearest.indices.tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("share", [0, 0.3, 1])
+def test_shuffled_pixels_change_places_with_all_their_channels(share):
+    x, before = colours(), torch.get_rng_state()
+    shuffled = shuffle_pixels(x, share, seed=1)
+    as_rows = lambda images: [sorted(map(tuple, image.flatten(1).T.tolist())) for image in images]
+    assert as_rows(shuffled) == as_rows(x)
+    assert ((shuffled != x).any(1).sum((1, 2)) == round(share * 256)).all()
+    assert torch.equal(shuffled, shuffle_pixels(x, share, seed=1)) and torch.equal(before, torch.get_rng_state())
+    assert (share == 0) == torch.equal(shuffled, shuffle_pixels(x, share, seed=2))
+
+
+def test_more_pixels_are_shuffled_the_larger_the_share():
+    x = colours(2)
+    moved = [(shuffle_pixels(x, share) != x).any(1) for share in (0.1, 0.4, 0.8)]
+    assert (moved[0] <= moved[1]).all() and (moved[1] <= moved[2]).all()
 
 
 def test_displacement_is_the_root_mean_square_over_channels():
@@ -218,6 +258,10 @@ def test_path_that_stays_has_no_local_constant():
         (lambda x: geodesic_path(x[:1], x), r"same shape, got \(1, 3, 16, 16\) and \(12, 3, 16, 16\)"),
         (lambda x: geodesic_path(5 * x, x), r"must lie in \[-1, 1\]"),
         (lambda x: great_circle(x[0, 0], x[0, 0, :1]), "same shape"),
+        (lambda x: move(x, turn=float("nan")), "must be finite numbers, got 0.0, 0.0 and nan"),
+        (lambda x: move(x[0], 1), r"\(3, 16, 16\)"),
+        (lambda x: shuffle_pixels(x, 1.1), "from 0 to 1, got 1.1"),
+        (lambda x: shuffle_pixels(2 * x, 0.5), r"must lie in \[-1, 1\]"),
     ],
 )
 def test_wrong_input_is_refused(call, words):

@@ -68,6 +68,17 @@ def test_a_run_cut_off_goes_on_and_equals_one_that_was_not(tmp_path, here, monke
     assert [part["step"] for part in provenance["resumed"]] == [4]
 
 
+def test_runs_may_lie_below_the_home_folder(tmp_path, here, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    study = make_study(settings=dict(a=SETTINGS["wwgan"]), seeds=[0])
+    for _ in range(2):  # the second time the networks are there
+        (record,) = run_study(study, **here | dict(runs="~/runs"), with_runs=True)
+        assert {path.name for path in record.iterdir()} == {*studies._RECORDED}
+    assert (tmp_path / "runs" / "a-seed0").is_dir() and not (tmp_path / "~").exists()
+
+
 def test_a_run_cut_off_before_its_first_checkpoint_begins_anew(here):
     study = make_study(seeds=[0])
     run_study(study, **here)

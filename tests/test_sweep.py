@@ -175,6 +175,9 @@ def test_without_triton_the_slices_take_over(monkeypatch):
     monkeypatch.setattr(graph_module, "triton", None)
     graph_module._triton_works.cache_clear()
     assert not graph_module._triton_works(torch.device("cpu"))
+    X, g = torch.rand(2, 4, 5), torch.rand(2, 4, 5)
+    graph = graph_module.PixelGraph(4, 5)
+    assert_close(graph.energy(X, g), (g * graph.apply(X, g)).sum((1, 2)))
     graph_module._triton_works.cache_clear()
 
 

@@ -17,13 +17,15 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from statistics import quantiles
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -73,16 +75,23 @@ def timer_of(call: Callable[[], Any], device: torch.device) -> Callable[[], floa
     return lambda: seconds_of(call, device, n)
 
 
+_Name = TypeVar("_Name")
+
+
 def interleaved(
-    timers: Mapping[str, Callable[[], float]], rounds: int, seed: int = 0, warmup: int = 2, tick=lambda: None
-) -> dict[str, list[float]]:
+    timers: Mapping[_Name, Callable[[], float]],
+    rounds: int,
+    seed: int = 0,
+    warmup: int = 2,
+    tick: Callable[[], Any] = lambda: None,
+) -> dict[_Name, list[float]]:
     """Runs all candidates once in every round, each round in a new random order.
 
     timers: name -> function that runs the candidate and returns its seconds. warmup: rounds that do not count.
     tick: called after every candidate. Returns name -> seconds of each round.
     """
     order, shuffler = list(timers), random.Random(seed)
-    seconds = {name: [] for name in timers}
+    seconds: dict[_Name, list[float]] = {name: [] for name in timers}
     for k in range(-warmup, rounds):
         shuffler.shuffle(order)
         for name in order:
@@ -93,7 +102,7 @@ def interleaved(
     return seconds
 
 
-def ratio(seconds: Mapping[str, list[float]], of: str, to: str) -> list[float]:
+def ratio(seconds: Mapping[_Name, list[float]], of: _Name, to: _Name) -> list[float]:
     """Median, lower and upper quartile over rounds of the ratio within the round, to four digits."""
     ratios = [a / b for a, b in zip(seconds[of], seconds[to], strict=True)]
     low, median, high = quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
@@ -127,7 +136,7 @@ def sliced_squared_norm(g: Tensor, x: Tensor, neighborhood: str = "von_neumann",
     return energy_expression(x, g, None, form)
 
 # %% ../nbs/08_benchmark.ipynb #plain_loop
-class PlainImages(Dataset):
+class PlainImages(Dataset[Tensor]):
     """uint8 images (N, C, H, W) served one at a time through torchvision's transforms, as its data sets do."""
 
     def __init__(self, images: Tensor):
@@ -145,7 +154,7 @@ class PlainImages(Dataset):
         return self.transform(self.images[k])
 
 
-def _endless(loader: DataLoader):
+def _endless(loader: DataLoader[Tensor]) -> Iterator[Tensor]:
     while True:
         yield from loader
 
@@ -249,11 +258,11 @@ def updates(way: Way, images: Tensor, device: torch.device, workers: int | None 
     if not way.activations:
         torch_activations(state.critic)
 
-    def one_update():
+    def one_update() -> None:
         if way.metric:
             state.critic_updates = 0 if ground else 1  # with penalty_every = 2: a penalty in even updates only
         with repeatable_convolutions():
-            update(state, images, ground)
+            update(state, images, ground or Euclidean())  # not asked in updates without a penalty
 
     return one_update
 
@@ -274,14 +283,14 @@ def peak_memory(call: Callable[[], Any], device: torch.device) -> int | None:
         torch.cuda.reset_peak_memory_stats(device)
         call()
         return torch.cuda.max_memory_allocated(device) - before
-    before = _resident("VmRSS")
+    resident = _resident("VmRSS")
     try:
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     except OSError:
         return None
     call()
-    after = _resident("VmHWM")
-    return None if before is None or after is None else 1024 * (after - before)
+    peak = _resident("VmHWM")
+    return None if resident is None or peak is None else 1024 * (peak - resident)
 
 
 def peak_of(way: Way, images: Tensor, device: str) -> int | None:
@@ -294,7 +303,7 @@ def peak_of(way: Way, images: Tensor, device: str) -> int | None:
     return peak_memory(one_update, place)
 
 
-def _serve(connection, way: Way, images: Tensor, device: str, workers: int | None) -> None:
+def _serve(connection: Connection, way: Way, images: Tensor, device: str, workers: int | None) -> None:
     """Trains n updates at each request for n, and answers with the seconds."""
     place = torch.device(device)
     one_update = updates(way, images, place, workers)
@@ -303,10 +312,13 @@ def _serve(connection, way: Way, images: Tensor, device: str, workers: int | Non
 
 
 @contextmanager
-def contestants(ways: Mapping[str, Way], images: Tensor, device: torch.device, n: int, workers: int | None = None):
+def contestants(
+    ways: Mapping[str, Way], images: Tensor, device: torch.device, n: int, workers: int | None = None
+) -> Iterator[dict[str, Callable[[], float]]]:
     """Name -> function that trains n updates in that way and returns its seconds, each in a process of its own."""
     spawn = multiprocessing.get_context("spawn")
-    processes, connections = [], {}
+    processes: list[SpawnProcess] = []
+    connections: dict[str, Connection] = {}
     try:
         for name, way in ways.items():
             connections[name], theirs = spawn.Pipe()
@@ -315,11 +327,11 @@ def contestants(ways: Mapping[str, Way], images: Tensor, device: torch.device, n
             processes[-1].start()
             theirs.close()
 
-        def timer(connection):
+        def timer(connection: Connection) -> float:
             connection.send(n)
             return connection.recv()
 
-        yield {name: lambda c=c: timer(c) for name, c in connections.items()}
+        yield {name: partial(timer, connection) for name, connection in connections.items()}
         for connection in connections.values():
             connection.send(0)
     finally:
@@ -331,11 +343,11 @@ def contestants(ways: Mapping[str, Way], images: Tensor, device: torch.device, n
 
 # %% ../nbs/08_benchmark.ipynb #count_operations
 class _Operations(TorchDispatchMode):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.count = 0
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **kwargs or {})
         if function._overloadpacket in flop_registry:
             self.count += flop_registry[function._overloadpacket](*args, **kwargs or {}, out_val=result)
@@ -357,7 +369,7 @@ def matrix_product(device: torch.device, n: int | None = None) -> tuple[Callable
     n = n or (8192 if device.type == "cuda" else 2048)
     a, b = torch.rand(2, n, n, device=device)
 
-    def product():
+    def product() -> Tensor:
         before, torch.backends.cuda.matmul.allow_tf32 = (
             torch.backends.cuda.matmul.allow_tf32,
             torch.backends.cudnn.allow_tf32,
@@ -417,17 +429,19 @@ def _noise(device: torch.device, n: int, size: int, channels: int = 3) -> Tensor
     return torch.randint(0, 256, (n, channels, size, size), dtype=torch.uint8, generator=random).to(device)
 
 
-def step_costs(shape: tuple[int, int, int], rounds: int, device: torch.device, tick=lambda: None) -> dict[str, Any]:
+def step_costs(
+    shape: tuple[int, int, int], rounds: int, device: torch.device, tick: Callable[[], Any] = lambda: None
+) -> dict[str, Any]:
     """The critic step with each metric against the Euclidean one, and the Euclidean one against the machine's peak."""
     size, width, batch = shape
     config = TrainConfig(penalty="euclidean", size=size, width=width, batch_size=batch, penalty_every=2)
     state, images = TrainState(config, 3, device), _noise(device, 4 * batch, size)
 
     def step(ground: GroundMetric | None) -> Callable[[], Any]:
-        def call():
+        def call() -> None:
             state.critic_updates = 0 if ground else 1  # a penalty in even updates only
             with repeatable_convolutions():
-                critic_step(state, images, ground)
+                critic_step(state, images, ground or Euclidean())  # not asked in updates without a penalty
 
         return call
 
@@ -453,22 +467,31 @@ def _absolute(seconds: Mapping[str, list[float]], device: torch.device) -> dict[
     return dict(seconds={name: quantiles(times, n=4, method="inclusive")[1] for name, times in seconds.items()})
 
 # %% ../nbs/08_benchmark.ipynb #penalty_costs
+def _derivative(norm: Callable[[Tensor, Tensor], Tensor], g: Tensor, x: Tensor) -> Tensor:
+    return torch.autograd.grad(norm(g, x).sum(), g)[0]
+
+
+def _copies(g: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    return g.clone(), x.clone()
+
+
 def penalty_costs(
-    shapes: Iterable[tuple[int, int]], rounds: int, device: torch.device, tick=lambda: None
+    shapes: Iterable[tuple[int, int]], rounds: int, device: torch.device, tick: Callable[[], Any] = lambda: None
 ) -> list[dict[str, Any]]:
     """The released norm and its derivative against a copy of its inputs, the written-out form, and itself per pixel."""
-    released, timers, pixels = Wasserstein.released(), {}, {}
+    released, pixels = Wasserstein.released(), {}
+    timers: dict[tuple[int, int, str], Callable[[], float]] = {}
     norms = dict(ours=released.squared_norm, convolutions=written_out_squared_norm, slices=sliced_squared_norm)
     for side, batch in shapes:
         random = torch.Generator().manual_seed(0)
         x, g = (2 * torch.rand(2, batch, 3, side, side, generator=random) - 1).to(device).unbind()
-        calls = {}
+        calls: dict[str, Callable[[], Any]] = {}
         for name, norm in norms.items():
             layout = torch.channels_last if name == "ours" else torch.contiguous_format  # as each one's training has it
             v, y = (t.clone(memory_format=layout) for t in (g, x))
             v.requires_grad_()
-            calls[name] = lambda norm=norm, v=v, y=y: torch.autograd.grad(norm(v, y).sum(), v)
-        calls["copy"] = lambda g=g, x=x: (g.clone(), x.clone())
+            calls[name] = partial(_derivative, norm, v, y)
+        calls["copy"] = partial(_copies, g, x)
         for name, call in calls.items():
             timers[side, batch, name] = timer_of(call, device)
         pixels[side, batch] = batch * side**2
@@ -513,7 +536,7 @@ def ways_of_training(scale: Scale, device: torch.device) -> dict[str, Way]:
     return ways
 
 
-def training_costs(scale: Scale, device: torch.device, tick=lambda: None) -> dict[str, Any]:
+def training_costs(scale: Scale, device: torch.device, tick: Callable[[], Any] = lambda: None) -> dict[str, Any]:
     """Throughput of each way of training against the plain loop with the same penalty."""
     size, width, batch = scale.training
     ways = ways_of_training(scale, device)
@@ -529,7 +552,7 @@ def training_costs(scale: Scale, device: torch.device, tick=lambda: None) -> dic
     )
 
 # %% ../nbs/08_benchmark.ipynb #memory_costs
-def memory_costs(scale: Scale, device: torch.device, tick=lambda: None) -> dict[str, Any]:
+def memory_costs(scale: Scale, device: torch.device, tick: Callable[[], Any] = lambda: None) -> dict[str, Any]:
     """Peak of memory of one critic and one generator step with each metric, and of the plain loop's, in bytes."""
     size, width, batch = scale.training
     make = lambda penalty, **changes: TrainConfig(

@@ -46,9 +46,9 @@ def _sum_of_squares(g: Tensor) -> Tensor:
     return _at_least_float32(g).flatten(1).square().sum(1)
 
 
-def _check_non_negative(**values: float) -> None:
+def _check_non_negative(**values: object) -> None:
     for name, value in values.items():
-        if not (isinstance(value, Real) and isfinite(value) and value >= 0):
+        if not (isinstance(value, Real) and isfinite(value) and float(value) >= 0):
             raise ValueError(f"{name} must be a finite number and not negative, got {value!r}")
 
 # %% ../nbs/02_penalty.ipynb #euclidean

@@ -272,7 +272,7 @@ def report_html(run_dir: str | Path, meanings: Mapping[str, str] | None = None) 
     environment.filters["number"] = _number
     return environment.from_string(_TEMPLATE).render(
         title=f"{config['dataset']}, {config['penalty']}",
-        state=_state(run_dir, max([0, *(line["step"] for line in history), *map(step_of, reached)]), steps),
+        state=_state(run_dir, max([0, *(int(line["step"]) for line in history), *map(step_of, reached)]), steps),
         facts=_facts(config, origin, history),
         pictures=[dict(step=f"{step_of(path):,}", data=_embedded_picture(path)) for path in evenly(grids)],
         curves=_embedded_figure(plot_metrics(history)) if history else None,

@@ -17,11 +17,13 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import partial
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,7 +58,7 @@ class Study:
     settings: Mapping[str, Mapping[str, Any]]
     seeds: Sequence[int]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in self.settings:
             if not name or not all(c.isalnum() or c in "-_." for c in name) or name.startswith("."):
                 raise ValueError(f"names of settings may have letters, digits, '-', '_' and '.', got {name!r}")
@@ -107,7 +109,9 @@ def study_in(folder: str | Path, smoke: Study | None = None) -> Study:
     return study
 
 # %% ../nbs/09_study.ipynb #figure_source
-def figure_source(usual: str, results=None, rerun=None, scale=None) -> tuple[Path, bool]:
+def figure_source(
+    usual: str, results: str | Path | None = None, rerun: bool | str | None = None, scale: str | None = None
+) -> tuple[Path, bool]:
     """Where a figure's results are, and whether to make them again, from a figure notebook's parameters.
 
     usual: the place in data/results/ unless `results` names another. rerun: true or false. scale: None or smoke.
@@ -158,13 +162,13 @@ def _check_same_settings(folder: Path, config: TrainConfig) -> None:
         )
 
 
-def _record(run: Run, record: Path) -> None:
-    """Copy what is small of a finished run to `record`, whole or not at all."""
+def _record(run: Run, run_dir: Path, record: Path) -> None:
+    """Copy what is small of a finished run in `run_dir` to `record`, whole or not at all."""
     temporary = record.with_name(f".{record.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     for name in _RECORDED:
-        source = run.samples[-1] if name == "samples.png" else run.run_dir / name
+        source = run.samples[-1] if name == "samples.png" else run_dir / name
         if source.exists():
             shutil.copyfile(source, temporary / name)
     nowhere = dict(data_dir=None, device="auto", eval_weights=None, run_dir=None, resume=False)
@@ -194,6 +198,7 @@ def run_one(config: TrainConfig, record: Path, run_dir: Path, with_run: bool = F
     """
     from filelock import FileLock, Timeout
 
+    run_dir = run_dir.expanduser()  # as the settings of a run do
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(run_dir.with_name(f".{run_dir.name}.lock"), timeout=0):
@@ -208,12 +213,21 @@ def run_one(config: TrainConfig, record: Path, run_dir: Path, with_run: bool = F
             elif run_dir.exists():
                 _clear(run_dir)  # cut off before its first checkpoint
             run = train(TrainConfig(**asdict(config) | dict(run_dir=str(run_dir), resume=resume)), progress)
-            _record(run, record)
+            _record(run, run_dir, record)
             return record
     except Timeout:
         raise ValueError(f"{run_dir} is being trained by another process: wait for it, or name other runs") from None
 
 # %% ../nbs/09_study.ipynb #run_study
+class _Job(NamedTuple):
+    """What `run_one` is given."""
+
+    config: TrainConfig
+    record: Path
+    run_dir: Path
+    with_run: bool
+
+
 def run_study(
     study: Study,
     results: str | Path,
@@ -223,7 +237,7 @@ def run_study(
     threads: int | None = None,
     with_runs: bool = False,
     progress: bool = True,
-    **where,
+    **where: str | None,
 ) -> list[Path]:
     """Train what is not yet recorded of a study; returns the records' folders, seed by seed.
 
@@ -240,10 +254,10 @@ def run_study(
     check_names(chosen, configs)
     if workers < 1 or threads is not None and threads < 1:
         raise ValueError(f"workers and threads must be at least 1, got {workers} and {threads}")
-    runs = Path(runs) if runs else project_root() / "data" / "runs" / results.name
+    runs = Path(runs).expanduser() if runs else project_root() / "data" / "runs" / results.name
     given = {name: value for name, value in where.items() if value is not None}
     jobs = {
-        name: (TrainConfig(**asdict(config) | given), results / name, runs / name, with_runs)
+        name: _Job(TrainConfig(**asdict(config) | given), results / name, runs / name, with_runs)
         for name, config in configs.items()
         if name in chosen
     }
@@ -258,7 +272,7 @@ def run_study(
     return [record for _, record, _, _ in jobs.values()]
 
 
-def run_with_networks(study: Study, results: str | Path, smoke: bool = False, **options) -> Path:
+def run_with_networks(study: Study, results: str | Path, smoke: bool = False, **options: Any) -> Path:
     """Train a study so that its networks can be measured; the folder of its run folders.
 
     They are below data/runs/ of the repository, at smoke scale in the results folder. options: of `run_study`.
@@ -270,7 +284,7 @@ def run_with_networks(study: Study, results: str | Path, smoke: bool = False, **
 
 
 @contextmanager
-def _using(threads: int):
+def _using(threads: int) -> Iterator[None]:
     """In here torch computes with so many threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -280,7 +294,7 @@ def _using(threads: int):
         torch.set_num_threads(before)
 
 
-def _one_by_one(jobs: Mapping[str, tuple], threads: int, progress: bool) -> dict[str, str]:
+def _one_by_one(jobs: Mapping[str, _Job], threads: int, progress: bool) -> dict[str, str]:
     """Run jobs here; the errors of those that failed, by name."""
     failed = {}
     with _using(threads):
@@ -292,16 +306,17 @@ def _one_by_one(jobs: Mapping[str, tuple], threads: int, progress: bool) -> dict
     return failed
 
 
-def _in_processes(jobs: Mapping[str, tuple], workers: int, threads: int, progress: bool) -> dict[str, str]:
+def _in_processes(jobs: Mapping[str, _Job], workers: int, threads: int, progress: bool) -> dict[str, str]:
     """Run jobs at most `workers` at a time, each in a process of its own; the errors of those that failed, by name."""
     from tqdm import tqdm
 
-    failed, started = {}, []
+    failed: dict[str, str] = {}
+    started: list[SpawnProcess] = []
     bar = tqdm(total=len(jobs), desc="runs", unit="run", disable=not progress)
     with ThreadPoolExecutor(workers) as pool, bar:
 
         def one(name: str) -> None:
-            if error := _in_own_process(started, *jobs[name], threads):
+            if error := _in_own_process(started, jobs[name], threads):
                 failed[name] = error
             bar.update()
 
@@ -314,11 +329,11 @@ def _in_processes(jobs: Mapping[str, tuple], workers: int, threads: int, progres
     return failed
 
 
-def _in_own_process(started: list, *job) -> str | None:
+def _in_own_process(started: list[SpawnProcess], job: _Job, threads: int) -> str | None:
     """Train and record a run in a new process; what went wrong, or None."""
     context = multiprocessing.get_context("spawn")  # a fork after torch has computed hangs
     here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(there, *job), daemon=True)
+    process = context.Process(target=_work, args=(there, job, threads), daemon=True)
     process.start()
     started.append(process)
     there.close()
@@ -330,11 +345,11 @@ def _in_own_process(started: list, *job) -> str | None:
     return error or (f"its process ended with exit code {process.exitcode}" if process.exitcode else None)
 
 
-def _work(answer, config: TrainConfig, record: Path, run_dir: Path, with_run: bool, threads: int) -> None:
+def _work(answer: Connection, job: _Job, threads: int) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
-        run_one(config, record, run_dir, with_run, progress=False)
+        run_one(*job, progress=False)
         answer.send(None)
     except KeyboardInterrupt:  # asked to stop, the state is saved
         sys.exit(130)
@@ -343,8 +358,9 @@ def _work(answer, config: TrainConfig, record: Path, run_dir: Path, with_run: bo
 
 
 def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
 
 # %% ../nbs/09_study.ipynb #read_records
 class Record(NamedTuple):
@@ -394,7 +410,7 @@ def _check_complete(record: Record, config: TrainConfig, folder: Path) -> None:
 
 
 def _check_comparable(records: list[Record]) -> None:
-    def signature(record: Record) -> tuple:
+    def signature(record: Record) -> tuple[str, ...]:
         # statistics of the same images differ in the last digits from machine to machine
         protocols = [
             {k: v for k, v in line["protocol"].items() if k != "statistics_sha256"} for line in record.evaluations

@@ -29,14 +29,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, get_args, get_type_hints
 
 import torch
 import torch.distributed as dist
@@ -70,36 +70,39 @@ from wwgan.penalty import (
 )
 from .report import best_evaluation, read_evaluations, read_metrics, report_html, sample_grids
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
 # %% ../nbs/05_training.ipynb #read_bool
-def _read_bool(value) -> bool:
+def _read_bool(value: object) -> bool:
     return {"true": True, "false": False}[str(value).lower()]
 
 
-def _read_int(value) -> int:
+def _read_int(value: Any) -> int:
     if isinstance(value, bool) or isinstance(value, float) and value != int(value):
         raise ValueError
     return int(value)
 
 
-def _read_float(value) -> float:
+def _read_float(value: Any) -> float:
     if isinstance(value, bool):
         raise ValueError
     return float(value)
 
 
-def _read_text(value) -> str:
+def _read_text(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, Path, int)) or not str(value):
         raise ValueError
     return str(value)
 
 
-def _read_pair(value) -> tuple[float, float]:
+def _read_pair(value: Any) -> tuple[float, float]:
     parts = value.strip("()[] ").split(",") if isinstance(value, str) else value
     first, second = map(_read_float, parts)
     return first, second
 
 
-_READERS = {
+_READERS: dict[Any, tuple[Callable[[Any], Any], str]] = {
     bool: (_read_bool, "true or false"),
     int: (_read_int, "an integer"),
     float: (_read_float, "a number"),
@@ -108,12 +111,10 @@ _READERS = {
 }
 
 
-def _read_setting(name: str, hint, value):
-    """The value as the field's type; None passes where the field allows it. ValueError names field, type and value."""
-    kinds = get_args(hint) if type(None) in get_args(hint) else (hint,)
-    if value is None and type(None) in kinds:
-        return None
-    reader, expected = _READERS[kinds[0]]
+def _read_setting(name: str, hint: Any, value: Any) -> Any:
+    """The value as the field's type. ValueError names field, type and value."""
+    kind = get_args(hint)[0] if type(None) in get_args(hint) else hint
+    reader, expected = _READERS[kind]
     try:
         return reader(value)
     except (ValueError, TypeError, KeyError, OverflowError):
@@ -131,25 +132,28 @@ PRECISIONS = ("float32", "bf16")
 GROUND_FIELDS = ("l2", "mass", "neighborhood", "radius", "degree_normalized")
 
 
-def setting(default, help: str):
+def setting(default: Any, help: str) -> Any:
     """A field of the settings with the one line that `--help` shows."""
     return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of one training run; the defaults are the released code's. Raises ValueError for values out of range."""
+    """Settings of one training run; the defaults are the released code's. Raises ValueError for values out of range.
+
+    A default of None may be given as well; where the type has no None, the usual value takes its place.
+    """
 
     dataset: str = setting("digits", "digits, cifar10, celeba or folder:<path>")
     data_dir: str | None = setting(None, "holds data sets and prepared arrays; None: data/ of the repository")
-    size: int | None = setting(None, "pixels on a side; None: the data set's usual size")
+    size: int = setting(None, "pixels on a side; None: the data set's usual size")
     architecture: str = setting("dcgan", "dcgan or resnet")
-    width: int | None = setting(None, "channels of the widest resolution; None: the architecture's usual width")
-    latent_dim: int | None = setting(None, "entries of z; None: the architecture's usual number")
+    width: int = setting(None, "channels of the widest resolution; None: the architecture's usual width")
+    latent_dim: int = setting(None, "entries of z; None: the architecture's usual number")
     penalty: str = setting(
         "wasserstein", "ground metric: wasserstein, wasserstein-paper, wasserstein-shuffled, euclidean or sobolev"
     )
-    weight: float | None = setting(None, "lambda; None: the weight usual for the penalty")
+    weight: float = setting(None, "lambda; None: the weight usual for the penalty")
     l2: float | None = setting(None, "gamma, Wasserstein only; None: as in the chosen form")
     mass: float | None = setting(None, "alpha, Wasserstein only; None: 1 / pixels for wasserstein-paper, else 0")
     neighborhood: str | None = setting(None, "von_neumann or moore, Wasserstein only; None: as in the chosen form")
@@ -179,9 +183,12 @@ class TrainConfig:
     run_dir: str | None = setting(None, "the run's folder; None: a new one under data/runs/ of the repository")
     resume: bool = setting(False, "go on from the last checkpoint in run_dir")
 
-    def __post_init__(self):
-        for name, hint in get_type_hints(type(self)).items():
-            object.__setattr__(self, name, _read_setting(name, hint, getattr(self, name)))
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if value is not None or f.default is not None:
+                object.__setattr__(self, f.name, _read_setting(f.name, hints[f.name], value))
         self._check_names()
         for name in ("data_dir", "run_dir", "eval_weights"):
             if getattr(self, name) is not None:
@@ -202,15 +209,16 @@ class TrainConfig:
         self._check_numbers()
         self.ground()
 
-    def _check_names(self):
+    def _check_names(self) -> None:
         default_size(self.dataset)  # refuses an unknown data set
-        for name, known in dict(
+        choices: dict[str, Collection[str]] = dict(
             architecture=ARCHITECTURES,
             penalty=GROUND_METRICS,
             points=POINTS,
             precision=PRECISIONS,
             eval_features=FEATURES,
-        ).items():
+        )
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise unknown_name(name, getattr(self, name), known)
         if self.neighborhood is not None and self.neighborhood not in NEIGHBORHOODS:
@@ -220,7 +228,7 @@ class TrainConfig:
         if self.resume and self.run_dir is None:
             raise ValueError("resume needs run_dir, the folder of the run to go on with")
 
-    def _check_numbers(self):
+    def _check_numbers(self) -> None:
         sizes = ARCHITECTURES[self.architecture].sizes
         if self.size not in sizes:
             raise ValueError(
@@ -299,7 +307,7 @@ def check_names(given: Iterable[str], known: Iterable[str]) -> None:
             raise unknown_name("parameter", name, known)
 
 
-def make_config(preset: str | None = None, **given) -> TrainConfig:
+def make_config(preset: str | None = None, **given: Any) -> TrainConfig:
     """Settings from a preset ("quick" unless named) and what is given; a value of None counts as not given.
 
     With resume and run_dir, the settings of that run and what is given; the preset must then be left out.
@@ -317,7 +325,7 @@ def make_config(preset: str | None = None, **given) -> TrainConfig:
     return TrainConfig(**PRESETS[preset](given) | given)
 
 
-def _stored_settings(run_dir) -> dict[str, Any]:
+def _stored_settings(run_dir: str | Path | None) -> dict[str, Any]:
     if run_dir is None:
         raise ValueError("resume needs run_dir, the folder of the run to go on with")
     path = Path(run_dir).expanduser() / "config.json"
@@ -379,7 +387,11 @@ def generator_loss(generator: nn.Module, critic: nn.Module, z: Tensor, config: T
         return -critic(generator(z).float()).float().mean()
 
 
-def compiled(function: Callable, device: torch.device) -> Callable:
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+def compiled(function: Callable[_Arguments, _Result], device: torch.device) -> Callable[_Arguments, _Result]:
     """The function compiled by torch.compile; on a GPU its kernels are recorded and replayed as CUDA graphs."""
     return torch.compile(function, mode="reduce-overhead" if device.type == "cuda" else "default")
 
@@ -428,7 +440,9 @@ class TrainState:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(stream_seed(config.seed, "weights"))
             networks = make_networks(config.architecture, config.size, channels, config.latent_dim, config.width)
-        self.generator, self.critic = (network.to(device, memory_format=memory_format(config)) for network in networks)
+        self.generator, self.critic = (
+            network.to(device).to(memory_format=memory_format(config)) for network in networks
+        )
         self.averaged = copy.deepcopy(self.generator).requires_grad_(False) if config.ema else None
         self.generator_optimizer, self.critic_optimizer = (
             torch.optim.Adam(network.parameters(), lr=config.lr, betas=config.betas, fused=True) for network in networks
@@ -438,13 +452,13 @@ class TrainState:
         self.rank, self.processes = process_rank(), process_count()
         self.step, self.critic_updates, self.seconds = 0, 0, 0.0
         self.losses: dict[str, Tensor] = {}  # the latest value of each
-        if config.compile:  # what ground metrics keep must not be made inside a recorded graph
+        self.fake_images, self.critic_losses, self.generator_loss = fake_images, critic_losses, generator_loss
+        if config.compile:
             blank = torch.zeros(1, channels, config.size, config.size, device=device)
-            config.ground().squared_norm(blank, blank)
-        self.fake_images, self.critic_losses, self.generator_loss = (
-            compiled(function, device) if config.compile else function
-            for function in (fake_images, critic_losses, generator_loss)
-        )
+            config.ground().squared_norm(blank, blank)  # what it keeps must not be made inside a recorded graph
+            self.fake_images = compiled(fake_images, device)
+            self.critic_losses = compiled(critic_losses, device)
+            self.generator_loss = compiled(generator_loss, device)
 
     @property
     def sampler(self) -> nn.Module:
@@ -497,7 +511,7 @@ def process_rank() -> int:
 
 
 @contextmanager
-def joined_processes(device: str = "auto", timeout: float = 4 * 3600.0):
+def joined_processes(device: str = "auto", timeout: float = 4 * 3600.0) -> Iterator[None]:
     """In here the processes that torchrun started, if it did, train together: by nccl on GPUs, by gloo on CPUs.
 
     timeout: seconds after which a process that hears nothing of the others gives up: more than the first process needs
@@ -517,7 +531,7 @@ def joined_processes(device: str = "auto", timeout: float = 4 * 3600.0):
 
 
 @contextmanager
-def first_process_first():
+def first_process_first() -> Iterator[None]:
     """The first process goes through here before the others: it prepares the data, they find them."""
     if process_rank() > 0:
         dist.barrier()
@@ -535,7 +549,7 @@ def _over_processes(values: Tensor, how: str = "avg") -> Tensor:
 
 # %% ../nbs/05_training.ipynb #critic_step
 @contextmanager
-def _frozen(network: nn.Module):
+def _frozen(network: nn.Module) -> Iterator[None]:
     network.requires_grad_(False)
     try:
         yield
@@ -639,7 +653,7 @@ def check_compiled(state: TrainState, images: Tensor, ground: GroundMetric) -> N
     x = penalty_points(real, fake, "interpolated", random)
     parameters = list(state.critic.parameters())
 
-    def loss_and_gradient(function: Callable) -> Tensor:
+    def loss_and_gradient(function: Callable[..., dict[str, Tensor]]) -> Tensor:
         torch.compiler.cudagraph_mark_step_begin()
         loss = function(state.critic, real, fake, x, ground, config)["critic_loss"]
         return torch.cat([g.flatten() for g in (loss.detach(), *torch.autograd.grad(loss, parameters))])
@@ -786,10 +800,12 @@ def gradient_norms(
 # %% ../nbs/05_training.ipynb #make_run_folder
 def preflight(config: TrainConfig) -> torch.device:
     """What can be found wrong before data are touched: run folder, device, what evaluation needs. The device."""
-    if config.resume and not (Path(config.run_dir) / "config.json").is_file():
-        raise FileNotFoundError(f"nothing to resume: {Path(config.run_dir) / 'config.json'} does not exist")
-    if config.run_dir is not None and not config.resume and process_rank() == 0:
-        _check_free(Path(config.run_dir))
+    if config.run_dir is not None:
+        settings = Path(config.run_dir) / "config.json"
+        if config.resume and not settings.is_file():
+            raise FileNotFoundError(f"nothing to resume: {settings} does not exist")
+        if not config.resume and process_rank() == 0:
+            _check_free(settings.parent)
     if config.batch_size % process_count():
         raise ValueError(f"batch_size must be a multiple of the {process_count()} processes, got {config.batch_size}")
     if config.compile and process_count() > 1:
@@ -809,7 +825,7 @@ def _check_free(folder: Path) -> None:
 
 
 @contextmanager
-def only_process(folder: Path):
+def only_process(folder: Path) -> Iterator[None]:
     """While in here no other process writes the run folder: ValueError if one does. Ends with the process, always."""
     from filelock import FileLock, Timeout
 
@@ -842,7 +858,7 @@ def make_run_folder(config: TrainConfig) -> Path:
     raise FileExistsError(f"no free name like {folder}")
 
 
-def _snapshot(value):
+def _snapshot(value: Any) -> Any:
     """A copy on the CPU of tensors in nested containers, out of reach of the training that goes on."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
@@ -889,7 +905,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def _checkpoints(run_dir, kind: str = "step") -> dict[int, Path]:
+def _checkpoints(run_dir: str | Path, kind: str = "step") -> dict[int, Path]:
     """Step -> file of a run's checkpoints of a kind, "step" or "best", oldest first; other files do not count."""
     found = {}
     for path in Path(run_dir).glob(f"checkpoints/{kind}_*.pt"):
@@ -936,7 +952,8 @@ class RunFolder:
         self._cut_back(step)
         write_json(path / "provenance.json", origin)
         self._events = _event_writer(path, 0 if self.fresh else step + 1)
-        self._thread, self._pending = ThreadPoolExecutor(1, "wwgan-writer"), Future()
+        self._thread = ThreadPoolExecutor(1, "wwgan-writer")
+        self._pending: Future[None] = Future()
         self._pending.set_result(None)
 
     def _cut_back(self, step: int) -> None:
@@ -954,7 +971,7 @@ class RunFolder:
             if lines or name == "metrics" or (self.path / f"{name}.jsonl").exists():
                 _write_lines(self.path / f"{name}.jsonl", lines)
 
-    def _write(self, task: Callable, *arguments) -> None:
+    def _write(self, task: Callable[..., None], *arguments: Any) -> None:
         self._pending.result()  # one at a time, and its error if it failed
         self._pending = self._thread.submit(task, *arguments)
 
@@ -964,7 +981,7 @@ class RunFolder:
             self._pending.result()  # raises what went wrong in writing
         self.history.append(line)
         self._append("metrics.jsonl", line)
-        self._plot(line["step"], {name: value for name, value in line.items() if name != "step"})
+        self._plot(int(line["step"]), {name: value for name, value in line.items() if name != "step"})
 
     def evaluation(self, line: dict[str, Any], state: TrainState) -> None:
         """Append scores with their protocol to evaluations.jsonl, and to TensorBoard; keep the best state so far."""
@@ -1037,7 +1054,7 @@ def _resumed(path: Path, origin: dict[str, Any], step: int) -> dict[str, Any]:
     return first | dict(resumed=[*parts, dict(step=step, **origin)])
 
 
-def _event_writer(path: Path, purge_from: int):
+def _event_writer(path: Path, purge_from: int) -> "SummaryWriter | None":
     """TensorBoard's writer, or None where TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -1051,7 +1068,7 @@ def _write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def read_checkpoint(run_dir, best: bool = False) -> dict[str, Any]:
+def read_checkpoint(run_dir: str | Path, best: bool = False) -> dict[str, Any]:
     """The newest checkpoint of a run that is whole; those that are not are named on standard error and passed over.
 
     best: the one with the best evaluation instead. Raises FileNotFoundError when there is none, ValueError when none
@@ -1124,16 +1141,16 @@ class Run:
 
     @property
     def samples(self) -> list[Path]:
-        """The sample grids, oldest first."""
-        return sample_grids(self.run_dir)
+        """The sample grids, oldest first; none without a folder."""
+        return sample_grids(self.run_dir) if self.run_dir else []
 
     @property
-    def report(self) -> Path:
-        """The page that tells all of it."""
-        return self.run_dir / "report.html"
+    def report(self) -> Path | None:
+        """The page that tells all of it; None without a folder."""
+        return self.run_dir / "report.html" if self.run_dir else None
 
 
-def load_run(run_dir, device: str = "auto", best: bool = False) -> Run:
+def load_run(run_dir: str | Path, device: str = "auto", best: bool = False) -> Run:
     """A recorded run at its newest or best checkpoint, to draw samples from. Raises as `read_checkpoint`."""
     checkpoint = read_checkpoint(run_dir, best)
     state = TrainState(TrainConfig(**checkpoint["config"]), checkpoint["channels"], pick_device(device))
@@ -1141,7 +1158,7 @@ def load_run(run_dir, device: str = "auto", best: bool = False) -> Run:
     return Run(state, Path(run_dir), read_metrics(run_dir), read_evaluations(run_dir))
 
 
-def repeatable_convolutions():
+def repeatable_convolutions() -> AbstractContextManager[None]:
     """On a GPU, convolutions that give the same numbers every time: what training runs in."""
     return torch.backends.cudnn.flags(
         enabled=True, benchmark=False, deterministic=True, allow_tf32=torch.backends.cudnn.allow_tf32
@@ -1160,14 +1177,14 @@ class Stopped(KeyboardInterrupt):
 
 
 @contextmanager
-def stop_requests():
+def stop_requests() -> Iterator[list[int]]:
     """Yields a list to which SIGINT and SIGTERM add themselves instead of ending the process; a second one ends it.
 
     Outside the main thread, which alone gets signals, the list stays empty.
     """
     came: list[int] = []
 
-    def note(number, frame):
+    def note(number: int, frame: object) -> None:
         came.append(number)
         for name, handler in before.items():
             signal.signal(name, handler)
@@ -1209,15 +1226,16 @@ def train(config: TrainConfig, progress: bool = True) -> Run:
 
 def _train(config: TrainConfig, device: torch.device, progress: bool) -> Run:
     writes = process_rank() == 0
+    resumed = Path(config.run_dir) if config.resume and config.run_dir else None
     with ExitStack() as stack:
-        if config.resume and writes:
-            stack.enter_context(only_process(Path(config.run_dir)))
-        checkpoint = _checkpoint_to_go_on_from(config) if config.resume else None
+        if resumed and writes:
+            stack.enter_context(only_process(resumed))
+        checkpoint = _checkpoint_to_go_on_from(resumed, config) if resumed else None
         with first_process_first():
             images = load_images(config.dataset, config.data_dir, config.size).to(device)
         origin = provenance(config, images, device)
-        if config.resume:
-            _check_same_images(config.run_dir, origin)
+        if resumed:
+            _check_same_images(resumed, origin)
         evaluator = _evaluator(config, images, progress) if writes else None
         state = TrainState(config, images.shape[1], device)
         if checkpoint:
@@ -1237,7 +1255,7 @@ def _train(config: TrainConfig, device: torch.device, progress: bool) -> Run:
 
 
 @contextmanager
-def _open_folder(config: TrainConfig, origin: Mapping[str, Any], state: TrainState):
+def _open_folder(config: TrainConfig, origin: dict[str, Any], state: TrainState) -> Iterator[RunFolder]:
     """The run's folder, written by this process alone and closed at the end; a resumed one is locked already."""
     path = make_run_folder(config)
     with nullcontext() if config.resume else only_process(path):
@@ -1248,7 +1266,7 @@ def _open_folder(config: TrainConfig, origin: Mapping[str, Any], state: TrainSta
 
 
 @contextmanager
-def _reported(run_dir: Path):
+def _reported(run_dir: Path) -> Iterator[None]:
     """Write the report of the run that ends here, also of one that was stopped or diverged."""
     try:
         yield
@@ -1286,9 +1304,8 @@ def _check_same_everywhere(state: TrainState, origin: Mapping[str, Any]) -> None
         raise RuntimeError("the processes begin with different settings, images or weights: all must have the same")
 
 
-def _checkpoint_to_go_on_from(config: TrainConfig) -> dict[str, Any] | None:
+def _checkpoint_to_go_on_from(run_dir: Path, config: TrainConfig) -> dict[str, Any] | None:
     """The newest whole checkpoint, checked against the settings; None for a run cut off before it wrote the first."""
-    run_dir = Path(config.run_dir)
     check_same_run(TrainConfig(**_stored_settings(run_dir)), config)
     if not _checkpoints(run_dir):
         came_to = max((line["step"] for line in (*read_metrics(run_dir), *read_evaluations(run_dir))), default=0)
@@ -1304,8 +1321,8 @@ def _checkpoint_to_go_on_from(config: TrainConfig) -> dict[str, Any] | None:
     return checkpoint
 
 
-def _check_same_images(run_dir: str, origin: Mapping[str, Any]) -> None:
-    path = Path(run_dir) / "provenance.json"
+def _check_same_images(run_dir: Path, origin: Mapping[str, Any]) -> None:
+    path = run_dir / "provenance.json"
     if not path.exists():  # cut off before it was written
         return
     began = read_json(path)
@@ -1387,13 +1404,21 @@ def _asked_to_stop(stop: list[int], state: TrainState) -> bool:
     return bool(_over_processes(torch.tensor(float(bool(stop)), device=state.device), "max"))
 
 
-def _write_down(state, images, folder, evaluator, clock, losses, due: Mapping[str, bool]) -> None:
+def _write_down(
+    state: TrainState,
+    images: Tensor,
+    folder: RunFolder,
+    evaluator: Evaluator | None,
+    clock: "Stopwatch",
+    losses: Mapping[str, Tensor],
+    due: Mapping[str, bool],
+) -> None:
     """What is due after this update: numbers, samples, evaluation, checkpoint."""
     if due["log"]:
         folder.metrics(dict(step=state.step) | _numbers(losses) | _mean_norms(state, images) | clock.read())
     if due["sample"]:
         folder.samples(state.step, draw_samples(state))
-    if due["eval"]:
+    if due["eval"] and evaluator:
         with clock.stopped():
             about = dict(step=state.step, seconds=round(state.seconds, 3))
             folder.evaluation(about | evaluate(state, evaluator), state)
@@ -1422,7 +1447,7 @@ class Stopwatch:
         return dict(images_per_second=round(rate, 1), seconds=round(state.seconds, 3))
 
     @contextmanager
-    def stopped(self):
+    def stopped(self) -> Iterator[None]:
         """Time in here is not training time."""
         self._count()
         yield
@@ -1475,7 +1500,7 @@ def _parser() -> argparse.ArgumentParser:
         "--preset", help=f"{', '.join(PRESETS)}: a set of settings that the options below win over (quick)"
     )
     for f in fields(TrainConfig):
-        flag = dict(nargs="?", const="true") if isinstance(f.default, bool) else {}
+        flag: dict[str, Any] = dict(nargs="?", const="true") if isinstance(f.default, bool) else {}
         help = f"{f.metadata['help']} [{f.default}]".replace("%", "%%")
         parser.add_argument(f"--{f.name}", help=help, metavar=f.name.upper(), **flag)
     return parser
@@ -1507,7 +1532,7 @@ def main(argv: Iterable[str] | None = None) -> int:
     if run.run_dir is None:
         return 0
     print(f"run folder: {run.run_dir}\nsamples:    {run.samples[-1]}")
-    if run.report.exists():
+    if run.report and run.report.exists():
         print(f"report:     {run.report}")
     if run.evaluations:
         print("best evaluation:", json.dumps(best_evaluation(run.evaluations), indent=1))

@@ -1,0 +1,216 @@
+"""The explore notebook: its numbers are those of the modules, its widgets answer, and it does without widgets."""
+
+import io
+import json
+import sys
+import time
+
+import matplotlib
+import numpy as np
+import plain
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+from test_end_to_end import papermill, pictures_in, write_images
+
+from wwgan.data import load_images, load_labels, to_float
+from wwgan.metric import wasserstein2
+from wwgan.perturbation import unit_mass
+from wwgan.training import train
+
+matplotlib.use("Agg")
+
+
+def run_notebook(**parameters) -> dict:
+    """The notebook's namespace after its cells ran as under nbdev_test."""
+    cells = json.loads((ROOT / "nbs" / "explore.ipynb").read_text(encoding="utf-8"))["cells"]
+    first, *others = ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    namespace = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IN_TEST", "1")
+        exec(first, namespace)
+        namespace |= parameters
+        for source in others:
+            exec(source, namespace)
+    return namespace
+
+
+@pytest.fixture(scope="module")
+def notebook(data_dir):
+    yield run_notebook(data_dir=data_dir)
+    matplotlib.pyplot.close("all")
+
+
+@pytest.fixture
+def explorer(notebook):
+    """Fresh widgets."""
+    return notebook["Explorer"]()
+
+
+@pytest.fixture(scope="module")
+def digits(data_dir):
+    return to_float(load_images("digits", data_dir, 16))
+
+
+@pytest.fixture(scope="module")
+def coloured_run(tmp_path_factory, data_dir):
+    """The folder of a run on 32 x 32 pixels in colour, without classes."""
+    from wwgan.training import make_config
+
+    folder = tmp_path_factory.mktemp("coloured")
+    write_images(folder / "images", (40, 36), 12)
+    dataset = f"folder:{folder / 'images'}"
+    config = make_config("smoke", dataset=dataset, size=32, data_dir=data_dir, run_dir=folder / "run", device="cpu")
+    train(config, progress=False)
+    return folder / "run"
+
+
+def test_numbers_are_those_of_the_formulas(notebook, digits):
+    a, b = digits[3:4], digits[7:8]
+    found, critic = notebook["describe"](a, b), notebook["critic"]
+    x = b.clone().requires_grad_()
+    (g,) = torch.autograd.grad(critic(x).sum(), x)
+    squared = dict(euclidean=g.square().sum(), wasserstein=plain.released_squared_norm(g[0], b[0]))
+    for name, value in squared.items():
+        assert found[f"norm_{name}"] == pytest.approx(value.sqrt().item(), rel=1e-4)
+        assert found[f"penalty_{name}"] == pytest.approx((value.sqrt().item() - 1) ** 2, rel=1e-4)
+    assert found["euclidean"] == pytest.approx(((a - b) / 2).norm().item(), rel=1e-5)
+    assert found["wasserstein"] == pytest.approx(wasserstein2(unit_mass(a)[0], unit_mass(b)[0]), rel=1e-5)
+    assert found["score"] == pytest.approx(critic(a).item()) and found["score_changed"] == pytest.approx(
+        critic(x).item()
+    )
+
+
+def test_sliders_change_the_panel(notebook, explorer):
+    assert explorer.numbers["euclidean"] == explorer.numbers["wasserstein"] == 0
+    explorer.source.value = "drawing"
+    before, open_before = explorer.picture.value, matplotlib.pyplot.get_fignums()
+    found = {}
+    for pixels in (2, 4, 6):
+        explorer.strengths["right"].value = pixels
+        found[pixels] = explorer.numbers
+        assert explorer.numbers["wasserstein"] == pytest.approx(pixels, rel=0.02)
+    assert found[6]["euclidean"] == pytest.approx(found[4]["euclidean"], rel=1e-3)  # the block has left its place
+    assert found[4]["norm_wasserstein"] != found[6]["norm_wasserstein"]
+    assert explorer.picture.value != before and Image.open(io.BytesIO(explorer.picture.value)).size == (960, 232)
+    assert matplotlib.pyplot.get_fignums() == open_before  # the panels' figures are closed again
+
+
+@pytest.mark.parametrize("name, strength", [("turn", 90), ("blur", 1), ("blocks", 1), ("pixels", 0.5), ("noise", 0.1)])
+def test_every_slider_is_the_change_of_its_name(notebook, explorer, digits, name, strength):
+    explorer.strengths[name].value = strength
+    expected = notebook["describe"](digits[:1], notebook["change"](digits[:1], **{name: strength}))
+    assert explorer.numbers == expected and expected["wasserstein"] > 0.2
+    assert torch.equal(notebook["change"](digits[:1], **{name: 0.0}), digits[:1])
+
+
+def test_reset_draws_once_and_undoes_all_changes(notebook, explorer, monkeypatch):
+    for slider in explorer.strengths.values():
+        slider.value = slider.max / 2
+    changed, calls = explorer.numbers, []
+    draw = notebook["panel"]
+    monkeypatch.setitem(notebook, "panel", lambda *images: calls.append(1) or draw(*images))
+    explorer.reset.click()
+    assert len(calls) == 1 and changed["euclidean"] > 0 == explorer.numbers["euclidean"]
+
+
+def test_drawing(notebook, explorer):
+    explorer.clear.click()
+    assert explorer.source.value == "drawing" and explorer.image().max() == -1
+    assert all(np.isfinite(list(explorer.numbers.values())))
+    explorer.source.value = "picture"
+    explorer.cells[8 * 1 + 5].value = True  # second row, sixth column
+    assert explorer.source.value == "drawing"
+    lit = (explorer.image()[0, 0] == 1).nonzero()
+    assert lit.tolist() == [[2, 10], [2, 11], [3, 10], [3, 11]]  # 16 pixels from 8 cells
+    score = notebook["critic"](explorer.image()).item()
+    assert explorer.numbers["score"] == pytest.approx(score)
+    explorer.number.value = 5
+    assert explorer.source.value == "picture"
+
+
+def test_class_and_number_choose_the_image(explorer, digits, data_dir):
+    sevens = digits[load_labels("digits", data_dir) == 7]
+    assert explorer.label.index == 0 and explorer.label.label == "all"
+    explorer.number.value = 1000
+    explorer.label.value = 7
+    assert explorer.number.value == 0 and explorer.number.max == len(sevens) - 1
+    explorer.number.value = 3
+    assert torch.equal(explorer.image(), sevens[3:4])
+    explorer.label.value = "all"
+    assert torch.equal(explorer.image(), digits[:1]) and explorer.number.max == len(digits) - 1
+
+
+def test_seed_draws_another_noise(explorer):
+    explorer.strengths["noise"].value = 0.2
+    first = explorer.numbers
+    explorer.seed.value = 1
+    assert explorer.numbers["euclidean"] != first["euclidean"]
+
+
+def test_panel_takes_less_than_a_third_of_a_second(explorer):
+    took = []
+    for pixels in (1, 2, 3, 4, 5):
+        begun = time.process_time()
+        explorer.strengths["right"].value = pixels
+        took.append(time.process_time() - begun)
+    assert min(took) < 0.3, took
+
+
+def test_larger_images_in_colour_are_averaged_for_transport_alone(coloured_run):
+    notebook = run_notebook(run_dir=str(coloured_run))
+    blob = notebook["blob"](32, 9.5, 2.0).expand(1, 3, 32, 32)
+    euclidean, wasserstein = notebook["distances"](blob, notebook["move"](blob, right=6))
+    assert wasserstein.item() == pytest.approx(6, rel=0.02)
+    assert euclidean.item() == pytest.approx((blob - blob.roll(6, 3)).norm().item() / 2, rel=1e-3)
+    figure, _ = notebook["panel"](blob, blob)
+    assert any("averaged to 16 × 16" in text.get_text() for text in figure.axes[-1].texts)
+    explorer = notebook["explorer"]
+    assert [text for text, _ in explorer.label.options] == ["all"]  # the folder has no classes
+    explorer.source.value = "drawing"
+    assert explorer.image().shape == (1, 3, 32, 32) and explorer.image().max() == 1
+    matplotlib.pyplot.close("all")
+
+
+def test_runs_without_ipywidgets(monkeypatch, data_dir):
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    matplotlib.pyplot.close("all")
+    notebook = run_notebook(data_dir=data_dir, number=5)
+    assert notebook["explorer"] is None and len(matplotlib.pyplot.get_fignums()) == 3
+    matplotlib.pyplot.close("all")
+
+
+def test_own_run_is_trained_once_gone_on_with_and_kept(notebook, tmp_path, capfd):
+    own = lambda: notebook["own_run"](tmp_path / "run", "smoke")
+    first = own()
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    again = own()
+    assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    for path in (tmp_path / "run" / "checkpoints").glob("step_0000004*"):
+        path.unlink()  # as if cut off
+    resumed = own()
+    for run in (again, resumed):
+        assert run.state.step == 4
+        torch.testing.assert_close(run.critic.state_dict(), first.critic.state_dict(), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="width 8 -> 16"):
+        notebook["own_run"](tmp_path / "run", "smoke", width=16)
+
+
+@pytest.mark.parametrize("number", [-1, 10**6, 1.5])
+def test_number_of_no_image_is_refused(data_dir, number):
+    with pytest.raises(ValueError, match=f"from 0 to 1.*got {number}"):
+        run_notebook(data_dir=data_dir, number=number)
+
+
+def test_papermill_shows_a_run_of_ones_own(tmp_path, coloured_run):
+    result = papermill(tmp_path, "explore.ipynb", run_dir=coloured_run, number=3)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert pictures_in(tmp_path / "out.ipynb") == 3 and "32 × 32" in (tmp_path / "out.ipynb").read_text()
+
+
+def test_wrong_names_and_folders_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="did you mean 'run_dir'"):
+        run_notebook(run_dr="x")
+    with pytest.raises(FileNotFoundError, match="has no checkpoints"):
+        run_notebook(run_dir=str(tmp_path))
