@@ -1,5 +1,6 @@
 # make train   train on the embedded digits and say where the pictures are
 # make test    the gate: notebooks clean and in sync, nbdev_test, pytest
+# make site    the notebooks, with an API reference, as pages to browse without a network
 VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
@@ -10,10 +11,10 @@ FIGURES     := $(sort $(wildcard nbs/figures/*.ipynb))
 # Two test processes share the cores: one thread each, or they slow each other down.
 ONE_THREAD  := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help env train test test-slow export notebooks figures clean
+.PHONY: help env train test test-slow site export notebooks figures clean
 
 help:
-	@echo "make train | test | test-slow | env | export | notebooks | figures | clean"
+	@echo "make train | test | test-slow | site | env | export | notebooks | figures | clean"
 
 env: $(VENV)/.installed
 
@@ -35,6 +36,12 @@ test: env
 test-slow: env
 	$(BIN)/pytest
 
+# SITE_FLAGS="-D nb_execution_mode=off" leaves the notebooks that git holds without outputs without them, in seconds.
+site: env
+	rm -rf _docs
+	$(ONE_THREAD) $(BIN)/sphinx-build -W --keep-going -q -j 2 -c nbs/_site -d _docs/doctrees $(SITE_FLAGS) nbs _docs/html
+	@echo "The site begins at _docs/html/index.html."
+
 export: env
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
@@ -48,6 +55,6 @@ figures: env
 	for nb in $(FIGURES); do $(BIN)/papermill $$nb $(OUT)/$$(basename $$nb) || exit 1; done
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .hypothesis _proc
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .hypothesis _proc _docs nbs/api
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	find . -name .ipynb_checkpoints -type d -prune -exec rm -rf {} +

@@ -9,6 +9,7 @@ here = Path(__file__).parent
 config = ConfigParser(delimiters=["="])
 config.read(here / "settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
+docs = settings["docs_requirements"].split()
 
 setup(
     name=settings["lib_name"],
@@ -23,5 +24,5 @@ setup(
     package_data={"wwgan": ["py.typed"]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
-    extras_require={"dev": settings["dev_requirements"].split()},
+    extras_require={"docs": docs, "dev": settings["dev_requirements"].split() + docs},
 )

@@ -1,0 +1,153 @@
+"""The site: every notebook and every public name has its place, no link is broken, and nothing comes over a network."""
+
+import inspect
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from html.parser import HTMLParser
+from importlib import import_module
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from conftest import ROOT
+
+NOTEBOOKS = sorted(path for path in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
+MODULES = sorted(path.stem for path in (ROOT / "wwgan").glob("[!_]*.py"))
+
+
+def build(source: Path, folder: Path, *flags: str) -> subprocess.CompletedProcess:
+    """`make site` without the environment; warnings are errors."""
+    program = Path(sys.executable).parent / "sphinx-build"
+    command = [program, "-W", "--keep-going", "-q", "-c", ROOT / "nbs" / "_site", "-d", folder / "doctrees"]
+    return subprocess.run([*command, *flags, source, folder / "html"], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The folder of the site's pages, of the notebooks as they are in git."""
+    folder = tmp_path_factory.mktemp("site")
+    result = build(ROOT / "nbs", folder, "-D", "nb_execution_mode=off")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder / "html"
+
+
+class Page(HTMLParser):
+    """A page's ids, the targets of its links, what it loads, and its text."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.ids, self.links, self.loaded, self.text = set(), [], [], []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.text = " ".join("".join(self.text).split())
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        self.ids.add(given.get("id"))
+        if tag == "a" and "href" in given:
+            self.links.append(given["href"])
+        elif tag != "a":
+            self.loaded += [given[name] for name in ("src", "srcset", "href", "data", "poster") if given.get(name)]
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def pages(site) -> dict[Path, Page]:
+    return {path: Page(path) for path in site.rglob("*.html")}
+
+
+def test_every_notebook_has_its_page(site, pages):
+    expected = {site / path.relative_to(ROOT / "nbs").with_suffix(".html") for path in NOTEBOOKS}
+    assert expected <= pages.keys()
+
+
+def test_sidebar_leads_to_every_page(site, pages):
+    linked = {(site / link).resolve() for link in pages[site / "search.html"].links}  # it has no others
+    apart = {"genindex.html", "py-modindex.html", "search.html"}
+    assert {path for path in pages if path.name not in apart} <= linked
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_public_name_is_in_the_reference(site, pages, name):
+    module, page = import_module(f"wwgan.{name}"), pages[site / "api" / f"{name}.html"]
+    assert {f"{module.__name__}.{public}" for public in module.__all__} <= page.ids
+    documented = [getattr(module, public) for public in module.__all__ if callable(getattr(module, public))]
+    for first in [(inspect.getdoc(value) or "").split("\n")[0].replace("`", "") for value in documented]:
+        assert " ".join(first.split()) in page.text
+
+
+def test_reference_shows_types_and_settings(site, pages):
+    text = pages[site / "api" / "training.html"].text
+    assert "train(config: TrainConfig, progress: bool = True) → Run" in text
+    assert "dataset: digits, cifar10, celeba or folder:<path>" in text
+
+
+def test_no_link_is_broken(pages):
+    broken = defaultdict(list)
+    for path, page in pages.items():
+        for link in {*page.links, *page.loaded}:
+            url = urlsplit(link)
+            if url.scheme or url.netloc or link == "#":
+                continue
+            target = (path.parent / unquote(url.path)).resolve() if url.path else path
+            if not target.is_file() or (url.fragment and target in pages and url.fragment not in pages[target].ids):
+                broken[path.name].append(link)
+    assert not broken and sum(len(page.links) for page in pages.values()) > 1000
+
+
+def test_every_equation_is_recognised(pages):
+    for path in pages:
+        text = path.read_text(encoding="utf-8")
+        equations = r"<span class=\"math.*?</span>|<div class=\"math.*?</div>"
+        prose = re.sub(rf"<pre.*?</pre>|<code.*?</code>|<script.*?</script>|{equations}", "", text, flags=re.DOTALL)
+        assert not re.findall(r".*(?:\$|\\[a-z]+).*", prose), path.name
+
+
+def test_nothing_is_loaded_over_a_network(site, pages):
+    loaded = {link for page in pages.values() for link in page.loaded}
+    assert not {link for link in loaded if urlsplit(link).netloc} and any("tex-svg" in link for link in loaded)
+    styles = [path.read_text(encoding="utf-8") for path in site.rglob("*.css")]
+    assert styles and not [found for style in styles for found in re.findall(r"(?:url\(|@import)[^;)]*//[^;)]*", style)]
+
+
+@pytest.mark.parametrize("name", ["index", "01_metric", "02_penalty", "api/penalty", "search"])
+def test_page_in_a_browser_without_a_network(site, browser, name):
+    page, requests, complaints = browser.new_page(), [], []
+    page.route(re.compile("^(?!file:)"), lambda route: route.abort())
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto((site / f"{name}.html").as_uri() + ("?q=laplacian" if name == "search" else ""))
+    equations = page.locator(".math").count()
+    page.wait_for_function("n => document.querySelectorAll('mjx-container').length >= n", arg=equations)
+    sizes = page.locator("mjx-container > svg").evaluate_all("all => all.map(e => e.getBoundingClientRect().height)")
+    assert len(sizes) >= equations and all(height > 2 for height in sizes)
+    assert page.locator("[data-mjx-error], mjx-merror").count() == 0
+    assert (equations > 20) == name[:2].isdigit()
+    if name == "search":
+        assert page.locator("#search-results li").first.inner_text()
+    assert requests and not [url for url in requests if not url.startswith(("file:", "data:", "blob:"))]
+    assert not complaints
+    page.close()
+
+
+@pytest.mark.parametrize(
+    "code, fails", [("import os; print('IN_TEST is', os.environ['IN_TEST'])", False), ("1 / 0", True)]
+)
+def test_notebooks_are_run_and_a_failing_one_stops_the_build(tmp_path, code, fails):
+    import nbformat.v4 as v4
+
+    (tmp_path / "source").mkdir()
+    cells = [v4.new_markdown_cell("# Title"), v4.new_code_cell(code)]
+    metadata = dict(kernelspec=dict(name="python3", display_name="python3", language="python"))
+    path = tmp_path / "source" / "index.ipynb"
+    path.write_text(v4.writes(v4.new_notebook(cells=cells, metadata=metadata)), encoding="utf-8")
+    result = build(tmp_path / "source", tmp_path)
+    assert (result.returncode != 0) == fails, result.stdout + result.stderr
+    if fails:
+        assert "ZeroDivisionError" in result.stderr
+    else:
+        assert "IN_TEST is 1" in (tmp_path / "html" / "index.html").read_text(encoding="utf-8")
