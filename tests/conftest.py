@@ -31,7 +31,7 @@ def data_dir(tmp_path_factory) -> Path:
 @pytest.fixture
 def smoke(tmp_path, data_dir):
     """Settings of a run that takes seconds, in a folder of its own."""
-    from wwgan.training import make_config
+    from wwgan.settings import make_config
 
     def make(name="run", **changes):
         return make_config("smoke", **dict(run_dir=tmp_path / name, data_dir=data_dir, device="cpu") | changes)

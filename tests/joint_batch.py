@@ -6,7 +6,8 @@ import torch
 
 from wwgan import training
 from wwgan.data import load_images
-from wwgan.training import TrainState, joined_processes, make_config, process_rank, update
+from wwgan.settings import make_config
+from wwgan.training import TrainState, joined_processes, process_rank, update
 
 
 def main(path: str, data_dir: str, *options: str) -> None:

@@ -28,7 +28,8 @@ from wwgan.benchmark import (
 )
 from wwgan.data import write_json
 from wwgan.penalty import Wasserstein
-from wwgan.training import TrainConfig, TrainState, critic_losses, hand_memory_back
+from wwgan.settings import TrainConfig
+from wwgan.training import TrainState, critic_losses, hand_memory_back
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,7 @@ from PIL import Image
 CIFAR10 = ROOT / "data" / "cifar10" / "train"
 
 
-def papermill(folder: Path, notebook: str = "train.ipynb", **parameters) -> subprocess.CompletedProcess:
+def papermill(folder: Path, notebook: str = "train.ipynb", /, **parameters) -> subprocess.CompletedProcess:
     """`papermill nbs/<notebook> out.ipynb -p name value ...`, started in `folder`."""
     program = Path(sys.executable).parent / "papermill"
     command = [program, ROOT / "nbs" / notebook, folder / "out.ipynb", "--no-progress-bar"]

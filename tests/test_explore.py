@@ -56,7 +56,7 @@ def digits(data_dir):
 @pytest.fixture(scope="module")
 def coloured_run(tmp_path_factory, data_dir):
     """The folder of a run on 32 x 32 pixels in colour, without classes."""
-    from wwgan.training import make_config
+    from wwgan.settings import make_config
 
     folder = tmp_path_factory.mktemp("coloured")
     write_images(folder / "images", (40, 36), 12)

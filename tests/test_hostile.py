@@ -13,14 +13,16 @@ from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from wwgan import claims, perturbation, study, training
+from wwgan import claims, perturbation, report, runs, study, training
 from wwgan.data import to_float, to_uint8
 from wwgan.evaluation import frechet_distance, image_features, kernel_distance, manifold_precision_recall
 from wwgan.graph import PixelGraph
 from wwgan.metric import WassersteinMetric, wasserstein2
 from wwgan.networks import make_networks
 from wwgan.penalty import GROUND_METRICS, critic_gradient, gradient_penalty, intensity, penalty_points
-from wwgan.training import TrainConfig, image_grid, load_checkpoint, main, make_config, save_checkpoint
+from wwgan.runs import image_grid, load_checkpoint, save_checkpoint
+from wwgan.settings import TrainConfig, make_config
+from wwgan.training import main
 
 quiet = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -230,8 +232,8 @@ def test_foreign_checkpoints_with_a_right_checksum_are_refused(tmp_path, tally, 
 READERS = {
     "study.json": lambda path: study.read_study(path),
     "config.json": lambda path: make_config(resume=True, run_dir=path.parent),
-    "metrics.jsonl": lambda path: training.read_metrics(path.parent),
-    "evaluations.jsonl": lambda path: training.read_evaluations(path.parent),
+    "metrics.jsonl": lambda path: report.read_metrics(path.parent),
+    "evaluations.jsonl": lambda path: report.read_evaluations(path.parent),
     "times.json": lambda path: study.read_times(path.parent),
     "cost_cpu.json": lambda path: claims.claims_of(path.parent),
 }
@@ -272,8 +274,8 @@ def test_names_of_a_study_stay_in_its_folder():
 
 @pytest.mark.parametrize("dataset", ["folder:../../etc", "digits", "folder:a/../b"])
 def test_automatic_names_of_runs_stay_in_data_runs(tmp_path, monkeypatch, dataset):
-    monkeypatch.setattr(training, "project_root", lambda: tmp_path)
-    made = training.make_run_folder(make_config("smoke", dataset=dataset, size=16))
+    monkeypatch.setattr(runs, "project_root", lambda: tmp_path)
+    made = runs.make_run_folder(make_config("smoke", dataset=dataset, size=16))
     assert made.parent == tmp_path / "data" / "runs" and made.is_dir()
 
 

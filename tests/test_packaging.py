@@ -25,7 +25,10 @@ def test_modules_that_are_imported_when_needed_are_installed():
         assert importlib.util.find_spec(name), name
 
 
-ORDER = "graph metric penalty data networks evaluation report training perturbation benchmark study claims".split()
+ORDER = [
+    *"graph metric penalty data networks evaluation report settings runs training".split(),
+    *"perturbation benchmark study claims".split(),
+]
 
 
 def test_modules_import_only_those_before_them():

@@ -11,7 +11,9 @@ from PIL import Image
 from wwgan import training
 from wwgan.data import write_json
 from wwgan.report import evenly, report_html, sample_grids
-from wwgan.training import TrainConfig, make_config, train, write_report
+from wwgan.runs import write_report
+from wwgan.settings import TrainConfig, make_config
+from wwgan.training import train
 
 
 @pytest.fixture(scope="module")

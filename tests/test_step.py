@@ -10,18 +10,9 @@ from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from wwgan import penalty, training
-from wwgan.training import (
-    RunFolder,
-    TrainState,
-    check_compiled,
-    critic_losses,
-    critic_step,
-    generator_step,
-    keep_memory,
-    make_config,
-    read_checkpoint,
-    train,
-)
+from wwgan.runs import RunFolder, read_checkpoint
+from wwgan.settings import make_config
+from wwgan.training import TrainState, check_compiled, critic_losses, critic_step, generator_step, keep_memory, train
 
 IMAGES = torch.randint(0, 256, (200, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 

@@ -16,25 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from wwgan import training
+from wwgan import runs, training
 from wwgan.data import load_images, to_float
 from wwgan.evaluation import frechet_distance
 from wwgan.penalty import GROUND_METRICS, Sobolev, Wasserstein
-from wwgan.training import (
-    PENALTY_WEIGHTS,
-    PRESETS,
-    TrainConfig,
-    TrainState,
-    draw_samples,
-    fixed_random,
-    generate,
-    load_run,
-    make_config,
-    parameters_of,
-    read_evaluations,
-    read_metrics,
-    train,
-)
+from wwgan.report import read_evaluations, read_metrics
+from wwgan.settings import PENALTY_WEIGHTS, PRESETS, TrainConfig, make_config, parameters_of
+from wwgan.training import TrainState, draw_samples, fixed_random, generate, load_run, train
 
 
 def tensors(run):
@@ -255,8 +243,8 @@ def test_random_streams_share_nothing(smoke):
 def test_checkpoint_of_another_kind_of_device_starts_a_new_stream(smoke):
     run = train(smoke(), progress=False)
     path = sorted(run.run_dir.glob("checkpoints/*.pt"))[-1]
-    checkpoint = training.load_checkpoint(path)
-    training.save_checkpoint(path, checkpoint | dict(device="cuda", random=torch.zeros(16, dtype=torch.uint8)))
+    checkpoint = runs.load_checkpoint(path)
+    runs.save_checkpoint(path, checkpoint | dict(device="cuda", random=torch.zeros(16, dtype=torch.uint8)))
     assert torch.equal(draw_samples(load_run(run.run_dir, "cpu").state, 2), draw_samples(run.state, 2))
     assert train(make_config(resume=True, run_dir=run.run_dir, steps=6), progress=False).history[-1]["step"] == 6
 
@@ -509,13 +497,13 @@ def test_best_checkpoint_is_the_state_with_the_best_score(smoke, monkeypatch):
     assert best.state.step == 4 and load_run(run.run_dir, "cpu").state.step == 6
     checkpoint = torch.load(run.run_dir / "checkpoints" / "step_0000004.pt", weights_only=True)
     assert all(torch.equal(best.state.critic.state_dict()[name], value) for name, value in checkpoint["critic"].items())
-    assert training.read_checkpoint(run.run_dir, best=True)["evaluation"]["scores"]["frechet"] == 1.0
+    assert runs.read_checkpoint(run.run_dir, best=True)["evaluation"]["scores"]["frechet"] == 1.0
 
 
 def test_best_checkpoint_of_a_later_step_goes_when_a_run_goes_on_from_an_earlier_one(smoke):
     run = train(smoke(**EVALUATED), progress=False)
     folder = run.run_dir / "checkpoints"
-    step = training.read_checkpoint(run.run_dir, best=True)["step"]
+    step = runs.read_checkpoint(run.run_dir, best=True)["step"]
     assert step > 2
     for path in folder.glob("step_*.pt"):
         if path.name != "step_0000002.pt":

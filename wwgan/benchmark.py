@@ -38,14 +38,14 @@ from .evaluation import frechet_distance
 from .graph import _Form, energy_expression, half_ball
 from .networks import LeakyReLU
 from .penalty import Euclidean, GroundMetric, Sobolev, Wasserstein
+from .runs import provenance
+from .settings import TrainConfig
 from wwgan.training import (
-    TrainConfig,
     TrainState,
     critic_step,
     hand_memory_back,
     keep_memory,
     pick_device,
-    provenance,
     repeatable_convolutions,
     update,
 )

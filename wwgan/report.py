@@ -10,6 +10,7 @@ __all__ = ['CURVES', 'read_metrics', 'read_evaluations', 'best_evaluation', 'sam
 import base64
 import io
 import json
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -57,9 +58,12 @@ def best_evaluation(evaluations: Iterable[Mapping[str, Any]]) -> Mapping[str, An
     return min(evaluations, key=main_score)
 
 
+_STEP = re.compile(r"step_\d+")
+
+
 def sample_grids(run_dir: str | Path) -> list[Path]:
-    """The pictures of generated images of a run, oldest first."""
-    return sorted(Path(run_dir).glob("samples/step_*.png"))
+    """The pictures of generated images of a run, oldest first; foreign files beside them do not count."""
+    return sorted(path for path in Path(run_dir).glob("samples/step_*.png") if _STEP.fullmatch(path.stem))
 
 # %% ../nbs/11_report.ipynb #figures
 CURVES = {
@@ -267,7 +271,10 @@ def report_html(run_dir: str | Path, meanings: Mapping[str, str] | None = None) 
         raise ValueError(f"{run_dir / 'config.json'} does not hold the settings of a run")
     origin = read_json(run_dir / "provenance.json") if (run_dir / "provenance.json").exists() else {}
     history, evaluations, grids = read_metrics(run_dir), read_evaluations(run_dir), sample_grids(run_dir)
-    steps, reached = config["steps"], [*grids, *run_dir.glob("checkpoints/step_*.pt")]
+    steps, reached = (
+        config["steps"],
+        [*grids, *(p for p in run_dir.glob("checkpoints/step_*.pt") if _STEP.fullmatch(p.stem))],
+    )
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     environment.filters["number"] = _number
     return environment.from_string(_TEMPLATE).render(

@@ -32,19 +32,9 @@ import torch
 from .benchmark import interleaved, ratio, timer_of
 from .data import load_images, project_root, read_json, unknown_name, write_json
 from .report import read_evaluations, read_metrics
-from wwgan.training import (
-    Run,
-    TrainConfig,
-    TrainState,
-    check_names,
-    is_due,
-    keep_memory,
-    make_config,
-    pick_device,
-    provenance,
-    train,
-    update,
-)
+from .runs import provenance
+from .settings import TrainConfig, check_names, make_config
+from .training import Run, TrainState, is_due, keep_memory, pick_device, train, update
 
 # %% ../nbs/09_study.ipynb #study_class
 @dataclass(frozen=True)

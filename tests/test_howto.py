@@ -1,0 +1,129 @@
+"""The how-to notebooks, run as a reader would: from another folder, on their own settings but for few updates."""
+
+import difflib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from test_end_to_end import papermill, pictures_in, write_images
+from test_notebooks import cells, source
+
+HOWTO = ROOT / "nbs" / "howto"
+EVERY = sorted(path.stem for path in HOWTO.glob("*.ipynb"))
+
+
+def files_of_the_repository() -> set[Path]:
+    """All but what Python and git write by themselves."""
+    passing = {".git", "__pycache__", ".pytest_cache", ".ruff_cache", ".hypothesis", ".venv"}
+    found = set()
+    for folder, folders, names in os.walk(ROOT):
+        folders[:] = [name for name in folders if name not in passing]
+        found |= {Path(folder, name) for name in names}
+    return found
+
+
+def run(notebook: str, where: Path, /, **parameters) -> str:
+    """The notebook's text as papermill writes it."""
+    result = papermill(where, f"howto/{notebook}.ipynb", **parameters)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return (where / "out.ipynb").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "notebook, pictures, words",
+    [
+        ("own_gan", 1, ["+from wwgan.penalty import Wasserstein, gradient_penalty", "must give one score for each"]),
+        ("own_metric", 2, ["found by the search", "unknown penalty 'blurred'"]),
+        ("own_data", 3, ["cannot be read as an image", "too small for size=16", "no images in", "labels [0, 0, 1, 1]"]),
+    ],
+)
+def test_notebook_runs_and_leaves_nothing_behind(tmp_path, monkeypatch, notebook, pictures, words):
+    before = files_of_the_repository()
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    text = run(notebook, tmp_path, steps=2, seed=1)
+    assert pictures_in(tmp_path / "out.ipynb") == pictures
+    assert not [word for word in words if word not in text]
+    assert files_of_the_repository() == before and not list(temporary.glob("tmp*/*"))
+    assert {path.name for path in tmp_path.iterdir()} == {"out.ipynb", "temporary"}
+
+
+def test_every_notebook_is_run():
+    assert EVERY == ["own_data", "own_gan", "own_metric"]
+
+
+@pytest.mark.parametrize("notebook", EVERY)
+@pytest.mark.parametrize(
+    "given, words",
+    [(dict(step=3), "did you mean 'steps'"), (dict(steps="soon"), "steps must be an integer, got 'soon'")],
+)
+def test_unknown_and_bad_parameters_stop_the_notebook(notebook, given, words):
+    """The first two cells, as papermill runs them with parameters in between."""
+    parameters, settings = map(source, cells(HOWTO / f"{notebook}.ipynb", "code")[:2])
+    namespace = {}
+    exec(parameters, namespace)
+    with pytest.raises(ValueError, match=words):
+        exec(settings, namespace | given)
+
+
+def test_the_penalty_takes_three_lines():
+    sources = {cell["id"]: source(cell).splitlines() for cell in cells(HOWTO / "own_gan.ipynb", "code")}
+    plain, changed = ([line for line in sources[f"{kind}-training"] if line] for kind in ("plain", "changed"))
+    difference = [line for line in difflib.ndiff(plain, changed) if line[0] in "+-"]
+    assert [line[0] for line in difference].count("+") == 3 and [line[0] for line in difference].count("-") == 1
+    assert not any("wwgan" in line for name in ("images-and-networks", "plain-penalty") for line in sources[name])
+
+
+def test_a_folder_of_ones_own_keeps_its_run(tmp_path):
+    """As the command in the notebook: the run is where runs are kept, here because the working folder says so."""
+    (tmp_path / "settings.ini").write_text("[DEFAULT]\nlib_name = wwgan\n")
+    write_images(tmp_path / "mine", (20, 24), 12)
+    run("own_data", tmp_path, folder="mine", size=16, steps=1)
+    (made,) = (tmp_path / "data" / "runs").iterdir()
+    assert (made / "samples" / "step_0000001.png").exists()
+
+
+DDP = """
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from wwgan.penalty import Wasserstein, gradient_penalty
+
+torch.distributed.init_process_group("gloo")
+torch.manual_seed(0)
+layers = torch.nn.Conv2d(1, 8, 4, 2, 1), torch.nn.LeakyReLU(0.2), torch.nn.Flatten(), torch.nn.Linear(8 * 64, 1)
+critic = torch.nn.Sequential(*layers).double()
+real, fake = torch.rand(2, 8, 1, 16, 16).double() * 2 - 1
+
+
+def gradient(network, rows):
+    critic.zero_grad()
+    penalty = gradient_penalty(network, real[rows], fake[rows], Wasserstein.released(), 4.0, points="fake")
+    (network(fake[rows]).mean() - network(real[rows]).mean() + penalty.loss).backward()
+    return torch.cat([p.grad.flatten() for p in critic.parameters()])
+
+
+expected = gradient(critic, slice(None))
+rank = torch.distributed.get_rank()
+assert not torch.allclose(gradient(critic, slice(4 * rank, 4 * rank + 4)), expected)
+wrapped = DistributedDataParallel(critic)
+for _ in range(2):
+    torch.testing.assert_close(gradient(wrapped, slice(4 * rank, 4 * rank + 4)), expected)
+print("same gradient")
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
+def test_a_wrapped_critic_gets_the_gradient_of_the_joint_batch(tmp_path):
+    """What own_gan.ipynb says of DistributedDataParallel."""
+    (tmp_path / "ddp.py").write_text(DDP)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "ddp.py"]
+    environment = os.environ | dict(OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0 and result.stdout.count("same gradient") == 2, result.stderr[-3000:]
