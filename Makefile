@@ -1,6 +1,4 @@
-# make train   train on the embedded digits and say where the pictures are
-# make test    the gate: notebooks clean and in sync, nbdev_test, pytest
-# make site    the notebooks, with an API reference, as pages to browse without a network
+# make help says what there is. Run it with VENV=<folder> or PYTHON=<interpreter> to choose others.
 VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
@@ -11,10 +9,18 @@ FIGURES     := $(sort $(wildcard nbs/figures/*.ipynb))
 # Two test processes share the cores: one thread each, or they slow each other down.
 ONE_THREAD  := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help env train test test-slow site export notebooks figures clean
+.PHONY: help env train test test-slow site export notebooks figures pictures clean
 
 help:
-	@echo "make train | test | test-slow | site | env | export | notebooks | figures | clean"
+	@echo "make train      train on the embedded digits and say where the pictures are (ARGS='-p steps 100': other settings)"
+	@echo "make test       the gate: notebooks clean and in sync, types, nbdev_test, pytest"
+	@echo "make test-slow  all of pytest, with what takes minutes: kills, packaging, compiled steps"
+	@echo "make site       the notebooks, run, with an API reference, as pages to browse without a network"
+	@echo "make figures    every figure from its record (FIGURES=nbs/figures/cost.ipynb: one)"
+	@echo "make export     modules from notebooks, notebooks cleaned"
+	@echo "make notebooks  the derivations, executed in place"
+	@echo "make pictures   nbs/images/ drawn anew (NAMES='explore figures/cost': some)"
+	@echo "make env        .venv with everything; make clean removes what was made"
 
 env: $(VENV)/.installed
 
@@ -27,7 +33,7 @@ $(VENV)/.installed: settings.ini setup.py pyproject.toml
 train: env
 	mkdir -p $(OUT)
 	$(BIN)/papermill nbs/train.ipynb $(OUT)/train.ipynb --log-output --no-progress-bar $(ARGS)
-	@echo "The executed notebook is $(OUT)/train.ipynb; the run folder with samples/*.png is named above."
+	@echo "The executed notebook, with all plots: $(BIN)/jupyter lab $(OUT)/train.ipynb"
 
 test: env
 	$(ONE_THREAD) $(BIN)/nbdev_test --n_workers 2 --do_print --timing
@@ -53,6 +59,9 @@ notebooks: env
 figures: env
 	mkdir -p $(OUT)
 	for nb in $(FIGURES); do $(BIN)/papermill $$nb $(OUT)/$$(basename $$nb) || exit 1; done
+
+pictures: env
+	$(BIN)/python nbs/_site/pictures.py $(NAMES)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .hypothesis _proc _docs nbs/api
