@@ -599,3 +599,19 @@ def test_images_without_classes_have_no_labels(tmp_path):
     with pytest.raises(ValueError, match="has no classes"):
         load_labels(f"folder:{tmp_path / 'pictures'}", tmp_path)
     assert load_labels("digits", tmp_path, "test").shape == (297,)
+
+
+def test_all_bad_files_are_named_at_once(tmp_path):
+    for k in range(20):
+        picture(tmp_path / f"in/{k:02d}.png", (8, 8) if k % 3 else (32, 32), "RGB")
+    (tmp_path / "in" / "00.png").write_bytes(b"nothing")
+    (tmp_path / "in" / "03.png").write_bytes(b"")
+    for k in (1, 2, 4, 5, 7):
+        (tmp_path / "in" / f"{k:02d}.png").unlink()
+    with pytest.raises(ValueError) as error:
+        load_images(f"folder:{tmp_path / 'in'}", tmp_path / "data", size=16)
+    lines = str(error.value).splitlines()
+    assert lines[0] == "10 images cannot be used, and perhaps more:" and len(lines) == 11
+    assert all(f"{k:02d}.png" in str(error.value) for k in (0, 3, 8, 10, 11, 13, 14, 16, 17, 19))
+    assert "cannot be read as an image" in lines[1] and "too small for size=16" in lines[3]
+    assert not list((tmp_path / "data" / "cache").iterdir())

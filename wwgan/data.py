@@ -140,9 +140,12 @@ def _opened(path: str) -> "Iterator[Picture]":
 
 
 def _is_gray(path: str) -> bool:
-    """Whether an image file has one channel; reads its header only."""
-    with _opened(path) as image:
-        return image.mode in _GRAY_MODES
+    """Whether an image file has one channel; reads its header only. True for one that cannot be read, refused later."""
+    try:
+        with _opened(path) as image:
+            return image.mode in _GRAY_MODES
+    except ValueError:
+        return True
 
 
 def _read(picture: str | np.ndarray, channels: int) -> "Picture":
@@ -491,14 +494,27 @@ def writable(folder: Path) -> bool:
     return True
 
 
+_MOST_REFUSED = 10  # pictures named in one error
+
+
 def _fill(array: np.ndarray, pictures: _Pictures, square: Callable[[str | np.ndarray], np.ndarray]) -> None:
-    """array[i] = square(pictures[i]) for all i, in threads: decoding and resizing release the interpreter's lock."""
+    """array[i] = square(pictures[i]) for all i, in threads: decoding and resizing release the interpreter's lock.
+
+    ValueError names all pictures that are refused, or the first ten.
+    """
     from tqdm import tqdm
+
+    refused: list[str] = []
 
     def fill_rows(start: int) -> int:
         rows = range(start, min(start + 64, len(array)))
         for i in rows:
-            array[i] = square(pictures[i])
+            if len(refused) >= _MOST_REFUSED:
+                break
+            try:
+                array[i] = square(pictures[i])
+            except ValueError as error:
+                refused.append(str(error))
         return len(rows)
 
     workers = min(8, os.cpu_count() or 1)
@@ -508,6 +524,16 @@ def _fill(array: np.ndarray, pictures: _Pictures, square: Callable[[str | np.nda
                 bar.update(done)
         finally:
             pool.shutdown(cancel_futures=True)
+    if refused:
+        raise ValueError(_together(sorted(refused)))
+
+
+def _together(refused: Sequence[str]) -> str:
+    """One message of several."""
+    if len(refused) == 1:
+        return refused[0]
+    more = ", and perhaps more" if len(refused) >= _MOST_REFUSED else ""
+    return "\n  ".join([f"{len(refused)} images cannot be used{more}:", *refused[:_MOST_REFUSED]])
 
 
 def _prepare(source: _Source, size: int, path: Path) -> None:
