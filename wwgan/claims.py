@@ -29,11 +29,15 @@ from wwgan.study import (
 )
 
 # %% ../nbs/10_claims.ipynb #effects
-def cost_of_a_step(results: Path, size: int, width: int, batch: int) -> tuple[float, ...]:
-    """Time of a critic step with the released form over one with the Euclidean penalty: median and quartiles."""
-    steps = read_json(results / "cost_cpu.json")["steps"]
-    (found,) = (s for s in steps if (s["size"], s["width"], s["batch"]) == (size, width, batch))
-    return tuple(found["to_euclidean"]["von Neumann 2"])
+def cost_of_a_step(results: Path, size: int, width: int, batch: int) -> Estimate:
+    """Time of a critic step with the released form over the Euclidean penalty's: median and quartiles of the rounds.
+
+    Raises ValueError for a step that was not measured.
+    """
+    recorded = read_json(results / "cost_cpu.json")
+    (found,) = (s for s in recorded["steps"] if (s["size"], s["width"], s["batch"]) == (size, width, batch))
+    median, low, high = found["to_euclidean"]["von Neumann 2"]
+    return Estimate(median, low, high, recorded["rounds"])
 
 
 def answers(
@@ -134,20 +138,15 @@ class Claim(NamedTuple):
     notebook: str
 
 
-def _ratio(found: Iterable[float], digits: int = 2) -> str:
-    mean, low, high = list(found)[:3]
-    return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
-
-
 def _gain(found: Estimate, digits: int = 3) -> str:
-    return f"{found.mean:+.{digits}f} ({found.low:+.{digits}f} to {found.high:+.{digits}f})".replace("-", "−")
+    return f"{found:+.{digits}f}".replace("-", "−")
 
 
 def _cost(results: Path) -> str:
-    wide, narrow = (_ratio(cost_of_a_step(results, 32, width, 64), 3) for width in (64, 16))
+    wide, narrow = (cost_of_a_step(results, 32, width, 64) for width in (64, 16))
     return (
-        "critic step over the Euclidean penalty's, 32², median (quartiles) of 12 rounds on a CPU: "
-        f"{wide} at width 64, {narrow} at width 16"
+        "critic step over the Euclidean penalty's, 32², median (quartiles) of "
+        f"{wide.n} rounds on a CPU: {wide:.3f} at width 64, {narrow:.3f} at width 16"
     )
 
 
@@ -160,7 +159,7 @@ def _of_each_study(results: Path, record: str, of: Callable[..., Estimate], *set
     parts = []
     for study in _STUDIES:
         about, recorded = read_study(results / study / "study.json"), read_json(results / study / record)
-        parts.append(f"{_DATASETS[about.common['dataset']]} {_ratio(of(recorded['critics'], about.seeds, *settings))}")
+        parts.append(f"{_DATASETS[about.common['dataset']]} {of(recorded['critics'], about.seeds, *settings):.2f}")
     return ", ".join(parts)
 
 
@@ -170,21 +169,21 @@ def _compared(results: Path, record: str, of: Callable[..., Estimate]) -> str:
     for study in _STUDIES:
         about, recorded = read_study(results / study / "study.json"), read_json(results / study / record)
         ratio = partial(of, recorded["critics"], about.seeds)
-        cells = ", ".join(f"{label} {_ratio(ratio(name))}" for name, label in LABELS.items() if name != "euclidean")
-        control = _ratio(ratio("wasserstein", "wasserstein-shuffled"))
+        cells = ", ".join(f"{label} {ratio(name):.2f}" for name, label in LABELS.items() if name != "euclidean")
+        control = ratio("wasserstein", "wasserstein-shuffled")
         dataset = _DATASETS[about.common["dataset"]]
-        parts.append(f"{dataset}, {len(about.seeds)} seeds: {cells}, released over shuffled {control}")
+        parts.append(f"{dataset}, {len(about.seeds)} seeds: {cells}, released over shuffled {control:.2f}")
     return "; ".join(parts)
 
 
 def _robustness(results: Path) -> str:
     recorded = read_json(results / "critics" / "robustness.json")
     seeds = read_study(results / "critics" / "study.json").seeds
-    over_gap = _ratio(answers(recorded["critics"], seeds, "wasserstein", over_gap=True))
+    over_gap = answers(recorded["critics"], seeds, "wasserstein", over_gap=True)
     return (
         "response to perturbations of equal Euclidean size over the Euclidean critic's, "
         f"{recorded['images']} images: {_compared(results, 'robustness.json', answers)}. "
-        f"In units of the gap between real and generated, digits: released form {over_gap}"
+        f"In units of the gap between real and generated, digits: released form {over_gap:.2f}"
     )
 
 
@@ -224,7 +223,7 @@ def _geometry(results: Path) -> str:
     cells = []
     for weight in (1, 10):
         names = f"wasserstein-weight{weight}", f"wasserstein-shuffled-weight{weight}"
-        cells.append(f"λ = {weight} {_ratio(measured_ratio(runs, seeds, *names, values))}")
+        cells.append(f"λ = {weight} {measured_ratio(runs, seeds, *names, values):.2f}")
     equal, n = at_equal_separation(recorded)
     return (
         f"responses, released form over shuffled pixels, digits, {len(seeds)} seeds of the search for λ: "
@@ -253,7 +252,7 @@ def _claims(results: Path) -> list[Claim]:
         Claim(
             "The penalty costs next to nothing",
             "negligible cost, by convolutions of the Euclidean gradient",
-            f"a critic step takes {_ratio(cost_of_a_step(results, 32, 64, 64), 3)} times WGAN-GP's time, on a CPU",
+            f"a critic step takes {cost_of_a_step(results, 32, 64, 64):.3f} times WGAN-GP's time, on a CPU",
             _cost(results),
             "supported, nearly: 2% at full width, 5% in narrow networks; GPU not measured",
             "cost",

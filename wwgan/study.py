@@ -424,19 +424,23 @@ class Estimate(NamedTuple):
     high: float
     n: int
 
+    def __format__(self, spec: str) -> str:
+        """Mean and interval, each number as `spec` says: f"{estimate:.2f}" is "0.67 (0.52 to 0.86)"."""
+        return "{} ({} to {})".format(*(format(number, spec) for number in self[:3]))
 
-def student_mean(values: Iterable[float], confidence: float = 0.95) -> Estimate:
-    """Mean of n values with Student's t interval. Raises ValueError for fewer than two values."""
+
+def student_mean(values: Iterable[float]) -> Estimate:
+    """Mean of n values with Student's 95% interval. Raises ValueError for fewer than two values."""
     from scipy.stats import ttest_1samp
 
     values = list(values)
     if len(values) < 2:
         raise ValueError(f"an interval needs at least two values, got {len(values)}")
-    interval = ttest_1samp(values, 0.0).confidence_interval(confidence)
+    interval = ttest_1samp(values, 0.0).confidence_interval(0.95)
     return Estimate(sum(values) / len(values), float(interval.low), float(interval.high), len(values))
 
 
-def paired_difference(a: Mapping[int, float], b: Mapping[int, float], confidence: float = 0.95) -> Estimate:
+def paired_difference(a: Mapping[int, float], b: Mapping[int, float]) -> Estimate:
     """Mean of a - b over the seeds that both have, with Student's t interval for paired samples.
 
     a, b: seed -> score. Raises ValueError for fewer than two common seeds.
@@ -444,10 +448,10 @@ def paired_difference(a: Mapping[int, float], b: Mapping[int, float], confidence
     seeds = sorted({*a} & {*b})
     if len(seeds) < 2:
         raise ValueError(f"an interval needs at least two common seeds, got {seeds}")
-    return student_mean([a[seed] - b[seed] for seed in seeds], confidence)
+    return student_mean([a[seed] - b[seed] for seed in seeds])
 
 # %% ../nbs/09_study.ipynb #measured_ratio
-def bootstrap_mean(values: Iterable[float], confidence: float = 0.95) -> Estimate:
+def bootstrap_mean(values: Iterable[float]) -> Estimate:
     """Mean of n values with its percentile bootstrap interval (SciPy, 9,999 resamples, seeded).
 
     Raises ValueError for fewer than three values, of which an interval would say nothing.
@@ -459,7 +463,7 @@ def bootstrap_mean(values: Iterable[float], confidence: float = 0.95) -> Estimat
     if len(values) < 3:
         raise ValueError(f"a bootstrap interval needs at least three values, got {len(values)}")
     found = bootstrap(
-        (values,), np.mean, confidence_level=confidence, method="percentile", rng=np.random.default_rng(0)
+        (values,), np.mean, confidence_level=0.95, method="percentile", rng=np.random.default_rng(0)
     ).confidence_interval
     return Estimate(float(values.mean()), float(found.low), float(found.high), len(values))
 
@@ -524,7 +528,7 @@ def summary_table(records: Mapping[str, list[Record]], baseline: str) -> str:
         found_difference = difference_to(*(last_scores(part, names[0]) for part in (group, found.get(baseline, []))))
         difference = ""
         if setting != baseline and found_difference:
-            difference = "{:.3g} ({:.3g} to {:.3g})".format(*found_difference[:3])
+            difference = f"{found_difference:.3g}"
         scores = [_mean_and_spread(last_scores(group, name).values()) for name in names]
         rows.append([setting, str(len(group)), *scores, difference])
     floor = [f"{last['floor'][name]:.4g}" for name in names]
