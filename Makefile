@@ -37,7 +37,7 @@ train: env
 
 test: env
 	$(ONE_THREAD) $(BIN)/nbdev_test --n_workers 2 --do_print --timing
-	$(BIN)/pytest -m "not slow"
+	$(ONE_THREAD) $(BIN)/pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: env
 	$(BIN)/pytest

@@ -66,6 +66,7 @@ def test_training_notebook_runs(tmp_path, make_data, shape):
         "metrics.jsonl",
         "samples",
         "checkpoints",
+        "report.html",
     }
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 4
     assert tuple(json.loads((run / "provenance.json").read_text())["dataset_shape"][1:]) == shape
