@@ -126,5 +126,7 @@ def test_index_leads_to_every_notebook_with_a_picture_and_a_sentence():
         str(path.relative_to(ROOT / "nbs")) for path in NOTEBOOKS if path.name != "index.ipynb"
     }
     assert all(name + ".ipynb" == link for _, name, link, _ in rows)
+    derivations = [link for _, _, link, _ in rows if link[0].isdigit()]
+    assert derivations == sorted(derivations), "in reading order"
     assert all((ROOT / "nbs" / picture).exists() for picture, *_ in rows)
     assert (ROOT / "nbs" / "images" / "pipeline.svg").exists() and "(images/pipeline.svg)" in text

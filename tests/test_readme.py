@@ -16,7 +16,7 @@ from PIL import Image
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
-COMMANDS = [line.split("   #")[0].strip() for kind, block in BLOCKS if kind == "sh" for line in block.splitlines()]
+COMMANDS = [line for kind, block in BLOCKS if kind == "sh" for line in block.replace("\\\n    ", "").splitlines()]
 SMOKE = dict(size=16, width=4, latent_dim=4, batch_size=8, critic_steps=1, steps=1, device="cpu")
 
 
@@ -66,7 +66,9 @@ def test_make_knows_the_target(command):
     assert result.returncode == 0 and result.stdout, result.stderr
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if not command.startswith(("make", "sbatch"))])
+@pytest.mark.parametrize(
+    "command", [command for command in COMMANDS if not command.startswith(("make", "sbatch", "source"))]
+)
 def test_command_runs_at_smoke_size(command, pictures):
     here = dict(data_dir=pictures / "data", run_dir=pictures / "run")
     if "--resume" in command:
@@ -78,6 +80,12 @@ def test_command_runs_at_smoke_size(command, pictures):
     flag = "-p " if command.startswith("papermill") else "--"
     run(command, pictures, *options(flag, **SMOKE | here))
     assert (pictures / "run" / "report.html").exists()
+
+
+def test_the_environment_that_make_sets_up_is_the_one_to_activate():
+    (command,) = [command for command in COMMANDS if command.startswith("source")]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert command == "source .venv/bin/activate" and "VENV   ?= .venv\n" in makefile
 
 
 def test_the_command_for_a_scheduler_is_the_one_that_is_tested():

@@ -442,7 +442,7 @@ def test_a_run_folder_in_use_is_refused(smoke):
     run = train(smoke(), progress=False)
     again = make_config(resume=True, run_dir=run.run_dir, steps=6)
     code = (
-        "import time\nfrom pathlib import Path\nfrom wwgan.training import only_process\n"
+        "import time\nfrom pathlib import Path\nfrom wwgan.runs import only_process\n"
         f"with only_process(Path({str(run.run_dir)!r})):\n print('locked', flush=True)\n time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)

@@ -75,8 +75,9 @@ def test_every_public_name_is_in_the_reference(site, pages, name):
     module, page = import_module(f"wwgan.{name}"), pages[site / "api" / f"{name}.html"]
     assert {f"{module.__name__}.{public}" for public in module.__all__} <= page.ids
     documented = [getattr(module, public) for public in module.__all__ if callable(getattr(module, public))]
-    for first in [(inspect.getdoc(value) or "").split("\n")[0].replace("`", "") for value in documented]:
-        assert " ".join(first.split()) in page.text
+    for value in documented:
+        first = (inspect.getdoc(value) or "").split("\n")[0].replace("`", "")
+        assert first and " ".join(first.split()) in page.text, value
 
 
 def test_reference_shows_types_and_settings(site, pages):

@@ -10,6 +10,7 @@ __all__ = ['CURVES', 'read_metrics', 'read_evaluations', 'best_evaluation', 'sam
 import base64
 import io
 import json
+import math
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,7 +33,8 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             found.append(json.loads(line))
-            found[-1]["step"] + 0
+            if type(found[-1]["step"]) is not int:
+                raise TypeError
         except (ValueError, TypeError, KeyError, RecursionError):
             raise ValueError(f"line {number} of {path} must be an object with a step, got {line[:80]!r}") from None
     return found
@@ -48,9 +50,23 @@ def read_evaluations(run_dir: str | Path) -> list[dict[str, Any]]:
     path = Path(run_dir) / "evaluations.jsonl"
     lines = _read_lines(path)
     for line in lines:
-        if not all(isinstance(line.get(name), dict) and line[name] for name in ("scores", "protocol")):
-            raise ValueError(f"{path} must have scores and protocol in each line, got step {line['step']} without")
+        if not _has_scores(line):
+            raise ValueError(
+                f"{path} must have scores, floor and protocol in each line, with a Frechet distance; "
+                f"got step {line['step']} without"
+            )
     return lines
+
+
+def _has_scores(line: Mapping[str, Any]) -> bool:
+    if not all(isinstance(line.get(name), dict) for name in ("scores", "floor", "protocol")):
+        return False
+    space = FEATURES.get(str(line["protocol"].get("features")))
+    return space is not None and all(_is_finite(line[name].get(space.frechet)) for name in ("scores", "floor"))
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def best_evaluation(evaluations: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -83,16 +99,18 @@ def _figure(width: float, height: float) -> "Figure":
 def plot_metrics(history: Sequence[Mapping[str, float]]) -> "Figure":
     """Distance, losses and gradient norms against generator updates, from the lines of metrics.jsonl.
 
-    norm is the one that the run penalised, in its last critic update; the other two are means over real images.
+    norm is the one that the run penalised, in its last critic update; the others are means over points between images.
+    Values that are not finite leave gaps.
     """
     figure = _figure(12, 3)
     for ax, (label, names) in zip(figure.subplots(1, len(CURVES)), CURVES.items()):
         for name, style in zip(names, _STYLES):
-            lines = [line for line in history if name in line]
+            lines = [line for line in history if _is_finite(line.get(name))]
             if lines:
                 ax.plot([line["step"] for line in lines], [line[name] for line in lines], style, lw=1, label=name)
                 ax.legend(fontsize=8)
         ax.set(xlabel="generator updates", ylabel=label)
+        ax.xaxis.get_major_locator().set_params(integer=True)
     return figure
 
 
@@ -174,6 +192,7 @@ code, pre { font-size: .85rem; background: #f5f5f5; overflow-wrap: anywhere; whi
 <figcaption>update {{ picture.step }}</figcaption></figure>{% endfor %}</div>
 {% endif %}
 {% endif %}
+{% if unreadable %}<p>Pictures that cannot be read: {{ unreadable|join(", ") }}.</p>{% endif %}
 <h2>Losses, distance and gradient norms</h2>
 {% if curves %}<img src="{{ curves }}" alt="distance, losses and gradient norms against generator updates">
 <p>The unit of the distance is set by the penalty: compare it within one ground metric only.</p>
@@ -183,14 +202,16 @@ code, pre { font-size: .85rem; background: #f5f5f5; overflow-wrap: anywhere; whi
 <p>The best of {{ evaluated }} evaluations, after {{ best.step }} generator updates, beside what real images score.</p>
 <table><tr><th>score</th><th>generated</th><th>real</th></tr>
 {% for name, value in best.scores.items() %}
-<tr><td>{{ name }}</td><td>{{ value|number }}</td><td>{{ best.floor[name]|number }}</td></tr>
+<tr><td>{{ name }}</td><td>{{ value|number }}</td><td>{{ best.floor.get(name, "")|number }}</td></tr>
 {% endfor %}</table>
 <h3>Protocol</h3>{{ table(best.protocol.items()) }}
 {% else %}<p>None was asked for (<code>eval_interval</code>).</p>{% endif %}
 <h2>Settings</h2>{{ table(settings) }}
 <h2>Origin</h2>{{ table(origin) }}
-<h2>Go on with this run</h2>
-<pre>python -m wwgan.training --resume --run_dir {{ folder }} --steps {{ further }}</pre>
+<h2>Go on</h2>
+{% if diverged %}<p>Resumed, the run would diverge again: begin a new one with a smaller <code>lr</code> or a larger
+<code>weight</code>.</p>
+{% else %}<pre>python -m wwgan.training --resume --run_dir {{ folder }}{{ further }}</pre>{% endif %}
 </body>
 </html>
 """
@@ -231,57 +252,74 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return rows
 
 
-def _state(run_dir: Path, step: int, steps: int) -> str:
-    """How far the run came, and whether it diverged."""
-    text = f"{'finished' if step >= steps else 'cut off'} after {step:,} of {steps:,} generator updates"
-    return text + (", diverged" if step < steps and any(run_dir.glob("checkpoints/diverged_*.pt")) else "")
+def _state(run_dir: Path, step: int, steps: int) -> tuple[str, bool]:
+    """How far the run came, in words, and whether it diverged there."""
+    diverged = [path for path in run_dir.glob("checkpoints/diverged_*.pt") if path.stem[9:].isdigit()]
+    if step < steps and any(int(path.stem[9:]) >= step for path in diverged):
+        return f"diverged near update {step:,} of {steps:,}", True
+    return (f"finished, {steps:,} generator updates" if step >= steps else f"at update {step:,} of {steps:,}"), False
 
 
 def _facts(
-    config: Mapping[str, Any], origin: Mapping[str, Any], history: Sequence[Mapping[str, float]]
-) -> list[tuple[str, str]]:
+    config: Mapping[str, Any], origin: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, Any]]:
     """The rows at the head of the page."""
     last = history[-1] if history else {}
-    names = ("distance", "critic_loss", "generator_loss", "penalty", "norm_euclidean", "norm_wasserstein")
-    return [
-        ("images", f"{config['dataset']}, {origin.get('dataset_shape', 'not recorded')}"),
-        (
-            "at the end",
-            ", ".join(f"{name} {_number(last[name])}" for name in names if name in last) or "no numbers yet",
-        ),
-        (
-            "time",
-            f"{last['seconds']:.0f} s, {last['images_per_second']:.0f} images a second" if last else "not recorded",
-        ),
-        ("code", f"{origin.get('git_commit') or 'no commit recorded'}"),
+    names = [name for names in CURVES.values() for name in names if name in last]
+    odd = sum(not _is_finite(line[name]) for line in history for name in names if name in line)
+    rows = [
+        ("images", f"{config['dataset']}, {origin.get('dataset_shape', 'shape not recorded')}"),
+        ("last numbers", ", ".join(f"{name} {_number(last[name])}" for name in names) or "none yet"),
+        ("time", f"{last['seconds']:.0f} s" if _is_finite(last.get("seconds")) else "not recorded"),
+        ("code", origin.get("git_commit") or "no commit recorded"),
     ]
+    return [*rows, ("not finite", f"{odd} of the numbers")] if odd else rows
+
+
+def _pictures(grids: Sequence[Path]) -> tuple[list[dict[str, str]], list[str]]:
+    """Step and embedded data of pictures, and the names of those that cannot be read."""
+    found, unreadable = [], []
+    for path in grids:
+        try:
+            found.append(dict(step=f"{step_of(path):,}", data=_embedded_picture(path)))
+        except Exception:  # PIL raises many kinds
+            unreadable.append(path.name)
+    return found, unreadable
+
+
+def _object_in(path: Path, what: str, **kinds: type) -> dict[str, Any]:
+    """The JSON object in a file that holds `what`, with these keys of these types. ValueError naming the file else."""
+    value = read_json(path)
+    if not isinstance(value, dict) or not all(type(value.get(name)) is kind for name, kind in kinds.items()):
+        raise ValueError(f"{path} does not hold {what}")
+    return value
 
 
 def report_html(run_dir: str | Path, meanings: Mapping[str, str] | None = None) -> str:
     """The page of the run in `run_dir`: settings, samples over time, curves, evaluation, origin; self-contained HTML.
 
     meanings: what each setting means, shown beside its value. Raises FileNotFoundError or ValueError for a folder that
-    holds no run, naming the file.
+    holds no run, naming the file; pictures that cannot be read are named on the page.
     """
     from jinja2 import Environment, StrictUndefined
 
     run_dir, meanings = Path(run_dir), meanings or {}
-    config = read_json(run_dir / "config.json")
-    if not isinstance(config, dict) or not {"dataset", "penalty", "steps"} <= config.keys():
-        raise ValueError(f"{run_dir / 'config.json'} does not hold the settings of a run")
-    origin = read_json(run_dir / "provenance.json") if (run_dir / "provenance.json").exists() else {}
+    config = _object_in(run_dir / "config.json", "the settings of a run", dataset=str, penalty=str, steps=int)
+    path = run_dir / "provenance.json"
+    origin = _object_in(path, "the origin of a run") if path.exists() else {}
     history, evaluations, grids = read_metrics(run_dir), read_evaluations(run_dir), sample_grids(run_dir)
-    steps, reached = (
-        config["steps"],
-        [*grids, *(p for p in run_dir.glob("checkpoints/step_*.pt") if _STEP.fullmatch(p.stem))],
-    )
+    reached = [*grids, *(path for path in run_dir.glob("checkpoints/step_*.pt") if _STEP.fullmatch(path.stem))]
+    step = max([0, *(line["step"] for line in (*history, *evaluations)), *map(step_of, reached)])
+    state, diverged = _state(run_dir, step, config["steps"])
+    pictures, unreadable = _pictures(evenly(grids))
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     environment.filters["number"] = _number
     return environment.from_string(_TEMPLATE).render(
         title=f"{config['dataset']}, {config['penalty']}",
-        state=_state(run_dir, max([0, *(int(line["step"]) for line in history), *map(step_of, reached)]), steps),
+        state=state,
         facts=_facts(config, origin, history),
-        pictures=[dict(step=f"{step_of(path):,}", data=_embedded_picture(path)) for path in evenly(grids)],
+        pictures=pictures,
+        unreadable=unreadable,
         curves=_embedded_figure(plot_metrics(history)) if history else None,
         evaluations=_embedded_figure(plot_evaluations(evaluations)) if evaluations else None,
         evaluated=len(evaluations),
@@ -289,5 +327,6 @@ def report_html(run_dir: str | Path, meanings: Mapping[str, str] | None = None) 
         settings=[(name, value, meanings.get(name, "")) for name, value in config.items()],
         origin=_flat(origin),
         folder=shlex.quote(str(run_dir.resolve())),
-        further=2 * steps,
+        diverged=diverged,
+        further=f" --steps {2 * config['steps']}" if step >= config["steps"] else "",
     )

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['CHECKPOINT_PARTS', 'provenance', 'check_same_images', 'check_free', 'only_process', 'make_run_folder',
            'save_checkpoint', 'load_checkpoint', 'checkpoints', 'read_checkpoint', 'image_grid', 'Resumable',
-           'RunFolder', 'write_report']
+           'RunFolder', 'write_report', 'main']
 
 # %% ../nbs/13_runs.ipynb #imports
+import argparse
 import hashlib
 import io
 import json
@@ -81,6 +82,7 @@ def provenance(config: TrainConfig, images: Tensor, device: torch.device) -> dic
 
 
 def check_same_images(run_dir: Path, origin: Mapping[str, Any]) -> None:
+    """Raises ValueError unless the images are those that the run in `run_dir` began with."""
     path = run_dir / "provenance.json"
     if not path.exists():  # cut off before it was written
         return
@@ -405,3 +407,21 @@ def write_report(run_dir: str | Path) -> Path | None:
     path = Path(run_dir) / "report.html"
     write_atomically(path, lambda file: file.write(page.encode()))
     return path
+
+# %% ../nbs/13_runs.ipynb #main
+def main(argv: Iterable[str] | None = None) -> int:
+    """Write the reports of run folders; the exit code: 0, or 1 if one of them holds no run."""
+    parser = argparse.ArgumentParser(prog="python -m wwgan.runs", description="Write report.html of runs anew.")
+    parser.add_argument("run_dir", nargs="+", type=Path, help="folder of a run")
+    failed = False
+    for run_dir in parser.parse_args(argv).run_dir:
+        try:
+            print(write_report(run_dir))
+        except (ValueError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            failed = True
+    return int(failed)
+
+
+if __name__ == "__main__" and __spec__:  # run as a module; in a notebook __spec__ is None
+    sys.exit(main())

@@ -272,6 +272,7 @@ def make_config(preset: str | None = None, **given: Any) -> TrainConfig:
 
 
 def stored_settings(run_dir: str | Path | None) -> dict[str, Any]:
+    """The settings in a run folder's config.json. Raises FileNotFoundError or ValueError where it holds none."""
     if run_dir is None:
         raise ValueError("resume needs run_dir, the folder of the run to go on with")
     path = Path(run_dir).expanduser() / "config.json"

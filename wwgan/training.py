@@ -809,13 +809,14 @@ def _open_folder(config: TrainConfig, origin: dict[str, Any], state: TrainState)
 
 @contextmanager
 def _reported(run_dir: Path) -> Iterator[None]:
-    """Write the report of the run that ends here, also of one that was stopped or diverged."""
+    """Write the report of the run that ends here, however it ends; a page that cannot be written costs no run."""
     try:
         yield
-    except (Stopped, FloatingPointError):
-        write_report(run_dir)
-        raise
-    write_report(run_dir)
+    finally:
+        try:
+            write_report(run_dir)
+        except Exception as error:
+            print(f"no report: {error}", file=sys.stderr)
 
 # %% ../nbs/05_training.ipynb #parser
 def _parser() -> argparse.ArgumentParser:
