@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 from conftest import ROOT
@@ -18,7 +19,8 @@ EVERY = sorted(path.stem for path in HOWTO.glob("*.ipynb"))
 
 def files_of_the_repository() -> set[Path]:
     """All but what Python and git write by themselves."""
-    passing = {".git", "__pycache__", ".pytest_cache", ".ruff_cache", ".hypothesis", ".venv"}
+    passing = {".git", "__pycache__", ".pytest_cache", ".ruff_cache", ".mypy_cache", ".hypothesis", ".venv"}
+    passing |= {"api", "_docs"}  # of a site built meanwhile
     found = set()
     for folder, folders, names in os.walk(ROOT):
         folders[:] = [name for name in folders if name not in passing]
@@ -27,10 +29,12 @@ def files_of_the_repository() -> set[Path]:
 
 
 def run(notebook: str, where: Path, /, **parameters) -> str:
-    """The notebook's text as papermill writes it."""
+    """The outputs of the notebook as papermill writes them."""
     result = papermill(where, f"howto/{notebook}.ipynb", **parameters)
     assert result.returncode == 0, result.stderr[-3000:]
-    return (where / "out.ipynb").read_text(encoding="utf-8")
+    executed = nbformat.read(where / "out.ipynb", as_version=4)
+    outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
+    return "\n".join(output.get("text", "") + str(output.get("data", {}).get("text/plain", "")) for output in outputs)
 
 
 @pytest.mark.parametrize(

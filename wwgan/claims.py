@@ -298,7 +298,7 @@ def _claims(results: Path) -> list[Claim]:
             "Fréchet distance (not FID) minus WGAN-GP's, CIFAR-10 at 16 × 16: "
             f"released form {gap('wwgan-released')}, paper's form {gap('wwgan-paper')}",
             _samples(results),
-            "not supported: released form undecided, paper's form behind",
+            "not supported: released form undecided at the end, behind at each run's best; paper's form behind",
             "fid",
         ),
     ]

@@ -20,9 +20,9 @@ sys.path.insert(0, str(NOTEBOOKS.parent))
 # What a pattern matches is listed without being named; it may match nothing.
 SIDEBAR = {
     "Guide": ["self", "train", "explore*"],
-    "How-to": ["howto/*"],
+    "How-to": ["howto/own_gan", "howto/own_metric", "howto/*"],
     "Derivations": ["[0-9][0-9]_*"],
-    "Figures": ["figures/*"],
+    "Figures": ["figures/idea", "figures/samples", "figures/*"],
     "API reference": ["api/*"],
 }
 
@@ -97,7 +97,8 @@ def sidebar(documents):
     """The table of contents, as Markdown."""
     lines = []
     for caption, patterns in SIDEBAR.items():
-        names = [name for pattern in patterns for name in sorted(patfilter({"self", *documents}, pattern))]
+        found = [name for pattern in patterns for name in sorted(patfilter({"self", *documents}, pattern))]
+        names = [*dict.fromkeys(found)]  # once, where they are named first
         if names:
             lines += ["```{toctree}", ":hidden:", f":caption: {caption}", "", *names, "```", ""]
     return "\n".join(lines)
