@@ -85,7 +85,7 @@ def sample_grids(run_dir: str | Path) -> list[Path]:
 CURVES = {
     "E f(real) - E f(fake)": ("distance",),
     "loss": ("critic_loss", "generator_loss", "penalty"),
-    "mean norm of the critic's gradient": ("norm_euclidean", "norm_wasserstein", "norm"),
+    "mean norm of the gradient": ("norm_euclidean", "norm_wasserstein", "norm"),
 }
 _STYLES = ("k-", "k--", "0.6")
 
