@@ -128,6 +128,7 @@ def test_a_contestant_that_fails_does_not_hang():
             timers["wrong"]()
 
 
+@pytest.mark.slow  # test_end_to_end measures at smoke size too
 def test_one_command_measures_prints_and_records(tmp_path):
     out = tmp_path / "deep" / "cost_cpu.json"
     run = subprocess.run(

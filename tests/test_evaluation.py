@@ -183,6 +183,7 @@ def as_if_standard(monkeypatch):
     monkeypatch.setattr(evaluation, "_INCEPTION_SHA256", "")
 
 
+@pytest.mark.slow
 def test_inception_scores_equal_the_command_of_torch_fidelity(tmp_path, inception_weights, as_if_standard):
     sets = dict(generated=pictures(24, 0), real=pictures(24, 1))
     for name, images in sets.items():
