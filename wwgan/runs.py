@@ -13,7 +13,6 @@ import hashlib
 import io
 import json
 import platform
-import re
 import subprocess
 import sys
 import time
@@ -31,7 +30,7 @@ from torch import Tensor
 from .data import content_hash, project_root, read_json, to_uint8, write_atomically, write_json
 from .evaluation import main_score
 from .networks import process_count
-from .report import read_evaluations, read_metrics, report_html
+from .report import numbered_files, read_evaluations, read_metrics, report_html
 from .settings import TrainConfig
 
 if TYPE_CHECKING:
@@ -181,11 +180,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 # %% ../nbs/13_runs.ipynb #read_checkpoint
 def checkpoints(run_dir: str | Path, kind: str = "step") -> dict[int, Path]:
     """Step -> file of a run's checkpoints of a kind, "step" or "best", oldest first; other files do not count."""
-    found = {}
-    for path in Path(run_dir).glob(f"checkpoints/{kind}_*.pt"):
-        if re.fullmatch(rf"{kind}_\d{{7,}}", path.stem):
-            found[int(path.stem.partition("_")[2])] = path
-    return dict(sorted(found.items()))
+    return numbered_files(Path(run_dir) / "checkpoints", kind, ".pt")
 
 
 def _remove_checkpoint(path: Path) -> None:
@@ -286,8 +281,8 @@ class RunFolder:
         """Remove what is of later states, which are computed again, and what was half written when a process ended."""
         for left in (*self.path.glob(".*.part"), *self.path.glob("*/.*.part")):
             left.unlink()
-        for picture in self.path.glob("samples/step_*.png"):
-            if picture.stem[5:].isdigit() and int(picture.stem[5:]) > step:
+        for later, picture in numbered_files(self.path / "samples", "step", ".png").items():
+            if later > step:
                 picture.unlink()
         for later, best in checkpoints(self.path, "best").items():
             if later > step:
