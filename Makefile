@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 OUT    ?= data/runs
 # Derivation notebooks keep their outputs in git; all others are committed without.
-DERIVATIONS := $(sort $(wildcard nbs/[0-9][0-9]_*.ipynb))
+DERIVATIONS := $(sort $(wildcard nbs/*/[0-9][0-9]_*.ipynb))
 FIGURES     := $(sort $(wildcard nbs/figures/*.ipynb))
 # Two test processes share the cores: one thread each, or they slow each other down.
 ONE_THREAD  := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1

@@ -20,7 +20,7 @@ setup(
     author=settings["author"],
     license=settings["license_name"],
     keywords=settings["keywords"],
-    packages=["wwgan"],
+    packages=["wwgan", "wwgan.evidence"],
     package_data={"wwgan": ["py.typed"]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),

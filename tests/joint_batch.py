@@ -4,18 +4,19 @@ import sys
 
 import torch
 
-from wwgan import training
+from wwgan import step
 from wwgan.data import load_images
+from wwgan.distributed import joined_processes, process_rank
 from wwgan.settings import make_config
-from wwgan.training import TrainState, joined_processes, process_rank, update
+from wwgan.step import TrainState, update
 
 
 def main(path: str, data_dir: str, *options: str) -> None:
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     torch.Tensor.float = torch.Tensor.double  # the step asks for single precision in places
-    single = training.real_images
-    training.real_images = lambda *arguments: single(*arguments).double()
+    single = step.real_images
+    step.real_images = lambda *arguments: single(*arguments).double()
     config = make_config("smoke", device="cpu", **dict(option.split("=") for option in options))
     with joined_processes():
         images = load_images("digits", data_dir, config.size)

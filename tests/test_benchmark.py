@@ -7,10 +7,10 @@ import sys
 
 import pytest
 import torch
+from wwgan.benchmark import METRICS
 
-from wwgan import benchmark
-from wwgan.benchmark import (
-    METRICS,
+from wwgan.evidence import cost as benchmark
+from wwgan.evidence.cost import (
     SCALES,
     PlainLoop,
     Way,
@@ -26,10 +26,11 @@ from wwgan.benchmark import (
     updates,
     written_out_squared_norm,
 )
-from wwgan.data import write_json
+from wwgan.files import write_json
 from wwgan.penalty import Wasserstein
 from wwgan.settings import TrainConfig
-from wwgan.training import TrainState, critic_losses, hand_memory_back
+from wwgan.step import TrainState, critic_losses
+from wwgan.training import hand_memory_back
 
 CPU = torch.device("cpu")
 
@@ -132,7 +133,7 @@ def test_a_contestant_that_fails_does_not_hang():
 def test_one_command_measures_prints_and_records(tmp_path):
     out = tmp_path / "deep" / "cost_cpu.json"
     run = subprocess.run(
-        [sys.executable, "-m", "wwgan.benchmark", "--scale", "smoke", "--device", "cpu", "--out", str(out)],
+        [sys.executable, "-m", "wwgan.evidence.cost", "--scale", "smoke", "--device", "cpu", "--out", str(out)],
         capture_output=True,
         text=True,
     )
@@ -179,7 +180,7 @@ def test_notebook_says_of_the_frechet_distance_what_was_recorded(root):
     recorded = json.loads((root / "data" / "results" / "frechet_cpu.json").read_text())
     times = {row["samples"]: row["times_ours"] for row in recorded["frechet"] if row["features"] == 2048}
     few, many = ([times[n][name][0] for name in ("matrix root", "eigenvalues")] for n in (2000, 5000))
-    notebook = (root / "nbs" / "06_evaluation.ipynb").read_text(encoding="utf-8")
+    notebook = (root / "nbs" / "method" / "07_evaluation.ipynb").read_text(encoding="utf-8")
     assert f"{few[0]:.1f} times as fast as SciPy's and {few[1]:.1f} times as fast as torch-fidelity's" in notebook
     assert f"for 5,000 samples {many[0]:.1f} and {many[1]:.2f} times" in notebook
     assert max(max(row["relative_difference"].values()) for row in recorded["frechet"]) < 1e-6

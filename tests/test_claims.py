@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from wwgan.claims import claims_of, claims_table, main, retrieval_gain
+from wwgan.evidence.claims import claims_of, claims_table, main, retrieval_gain
 
 RESULTS = ROOT / "data" / "results"
 

@@ -16,17 +16,8 @@ from torchvision.datasets import CIFAR10, CelebA
 
 import wwgan
 from wwgan import data
-from wwgan.data import (
-    content_hash,
-    default_size,
-    load_images,
-    load_labels,
-    project_root,
-    sample_images,
-    to_float,
-    to_uint8,
-    unknown_name,
-)
+from wwgan.data import default_size, load_images, load_labels, sample_images, to_float, to_uint8
+from wwgan.files import content_hash, project_root, unknown_name
 
 CLASSES = ("cat", "ship")
 CIFAR_BATCHES = "cifar-10-batches-py"

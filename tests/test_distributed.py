@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from wwgan import report, training
+from wwgan import runs, training
 from wwgan.data import load_images
 from wwgan.runs import read_checkpoint
 from wwgan.settings import make_config
@@ -66,9 +66,9 @@ def test_a_run_by_two_processes_is_written_once_and_goes_on_with_one(tmp_path, d
     result = run([*TORCHRUN, 2, *module, *options(**settings(tmp_path / "run", data_dir))])
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.count("run folder:") == 1
-    both = report.read_metrics(tmp_path / "run")
+    both = runs.read_metrics(tmp_path / "run")
     assert [line["step"] for line in both] == [1, 2, 3, 4, 5, 6]
-    assert [line["step"] for line in report.read_evaluations(tmp_path / "run")] == [3, 6]
+    assert [line["step"] for line in runs.read_evaluations(tmp_path / "run")] == [3, 6]
     assert len(list((tmp_path / "run").glob("events.*"))) == 1
     origin = json.loads((tmp_path / "run" / "provenance.json").read_text())
     assert origin["processes"] == [dict(rank=0, rows=[0, 8]), dict(rank=1, rows=[8, 16])]
@@ -106,7 +106,7 @@ def start_pair(run_dir, data_dir):
 
 
 def wait_for_updates(run_dir, processes, n=12):
-    while not any(line["step"] >= n for line in report.read_metrics(run_dir)):
+    while not any(line["step"] >= n for line in runs.read_metrics(run_dir)):
         assert all(process.poll() is None for process in processes), [p.communicate()[1] for p in processes]
         time.sleep(0.05)
 

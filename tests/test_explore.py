@@ -15,8 +15,8 @@ from PIL import Image
 from test_end_to_end import papermill, pictures_in, write_images
 
 from wwgan.data import load_images, load_labels, to_float
+from wwgan.evidence.perturbation import unit_mass
 from wwgan.metric import wasserstein2
-from wwgan.perturbation import unit_mass
 from wwgan.training import train
 
 matplotlib.use("Agg")

@@ -13,9 +13,10 @@ from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from wwgan import claims, perturbation, report, runs, study, training
+from wwgan import runs, training
 from wwgan.data import to_float, to_uint8
 from wwgan.evaluation import frechet_distance, image_features, kernel_distance, manifold_precision_recall
+from wwgan.evidence import claims, perturbation, study
 from wwgan.graph import PixelGraph
 from wwgan.metric import WassersteinMetric, wasserstein2
 from wwgan.networks import make_networks
@@ -232,8 +233,8 @@ def test_foreign_checkpoints_with_a_right_checksum_are_refused(tmp_path, tally, 
 READERS = {
     "study.json": lambda path: study.read_study(path),
     "config.json": lambda path: make_config(resume=True, run_dir=path.parent),
-    "metrics.jsonl": lambda path: report.read_metrics(path.parent),
-    "evaluations.jsonl": lambda path: report.read_evaluations(path.parent),
+    "metrics.jsonl": lambda path: runs.read_metrics(path.parent),
+    "evaluations.jsonl": lambda path: runs.read_evaluations(path.parent),
     "times.json": lambda path: study.read_times(path.parent),
     "cost_cpu.json": lambda path: claims.claims_of(path.parent),
 }

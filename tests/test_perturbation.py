@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from wwgan.data import load_images, to_float
-from wwgan.metric import wasserstein2
-from wwgan.perturbation import (
+from wwgan.evidence.perturbation import (
     PERTURBATIONS,
     cross_fade,
     displacement,
@@ -24,6 +23,7 @@ from wwgan.perturbation import (
     strength_of_size,
     unit_mass,
 )
+from wwgan.metric import wasserstein2
 
 by_name = pytest.mark.parametrize("name", PERTURBATIONS)
 

@@ -91,7 +91,7 @@ def test_the_environment_that_make_sets_up_is_the_one_to_activate():
 def test_the_command_for_a_scheduler_is_the_one_that_is_tested():
     """tests/test_study.py runs its parts."""
     (command,) = [command for command in COMMANDS if command.startswith("sbatch")]
-    inner = "python -m wwgan.study study.json"
+    inner = "python -m wwgan.evidence.study study.json"
     assert f"'{inner} --only $({inner} --list | sed -n ${{SLURM_ARRAY_TASK_ID}}p)'" in command
 
 

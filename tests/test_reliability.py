@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from wwgan import report, runs, training
+from wwgan import runs, training
 from wwgan.runs import load_checkpoint, read_checkpoint, save_checkpoint
 from wwgan.settings import make_config
 from wwgan.training import load_run, train
@@ -68,8 +68,8 @@ def what_a_run_left(run_dir):
     return dict(
         config=config,
         state=flat(checkpoint),
-        metrics=untimed(report.read_metrics(run_dir)),
-        evaluations=untimed(report.read_evaluations(run_dir)),
+        metrics=untimed(runs.read_metrics(run_dir)),
+        evaluations=untimed(runs.read_evaluations(run_dir)),
         best=read_checkpoint(run_dir, best=True)["step"],
         pictures={path.name: path.read_bytes() for path in Path(run_dir).glob("samples/*.png")},
         names=names,
@@ -201,7 +201,7 @@ def test_run_killed_before_its_second_checkpoint_has_no_doubles(tmp_path, data_d
     for name in ("whole", "killed"):
         process = start(tmp_path / name, data_dir, **sparse)
         if name == "killed":
-            while len(report.read_evaluations(tmp_path / name)) < 4:
+            while len(runs.read_evaluations(tmp_path / name)) < 4:
                 time.sleep(0.005)
             process.kill()
             tally["kills at random moments"] += 1
@@ -275,7 +275,7 @@ def test_spoilt_records_stop_a_resumed_run_before_anything_is_written(smoke, cap
 def test_signals_save_the_state_and_say_how_to_go_on(tmp_path, data_dir, reference, tally, name):
     run_dir = tmp_path / "with space"
     process = start(run_dir, data_dir, checkpoint_interval=1000)
-    while len(report.read_metrics(run_dir)) < 3:
+    while len(runs.read_metrics(run_dir)) < 3:
         time.sleep(0.01)
         assert process.poll() is None, process.stderr.read()
     process.send_signal(getattr(signal, name))
@@ -401,7 +401,7 @@ def limit_files_to(size):
 def test_full_disk_stops_the_run_with_the_last_good_state(tmp_path, data_dir, reference, tally):
     run_dir = tmp_path / "run"
     process = start(run_dir, data_dir)
-    while len(report.read_metrics(run_dir)) < 5:
+    while len(runs.read_metrics(run_dir)) < 5:
         time.sleep(0.01)
         assert process.poll() is None
     process.send_signal(signal.SIGTERM)
@@ -432,7 +432,7 @@ def test_read_only_run_folder_is_left_as_it_is(smoke, monkeypatch, capsys):
         raise OSError(30, "Read-only file system", str(path))
 
     monkeypatch.setattr(runs, "write_atomically", refuse)
-    monkeypatch.setattr("wwgan.data.write_atomically", refuse)
+    monkeypatch.setattr("wwgan.files.write_atomically", refuse)
     code = training.main([f"--run_dir={run.run_dir}", "--resume", "--steps=6"])
     assert code == 1 and "error: [Errno 30] Read-only file system" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in before} == before
@@ -499,4 +499,4 @@ def test_reading_metrics_leaves_out_a_line_cut_short(smoke):
     run = train(smoke(), progress=False)
     with open(run.run_dir / "metrics.jsonl", "a") as file:
         file.write(json.dumps(dict(step=5))[:-3])
-    assert report.read_metrics(run.run_dir) == run.history
+    assert runs.read_metrics(run.run_dir) == run.history

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from wwgan import training
-from wwgan.data import write_json
-from wwgan.report import best_evaluation, evenly, plot_evaluations, plot_metrics, report_html, sample_grids
-from wwgan.runs import main, write_report
+from wwgan.evidence.cost import main
+from wwgan.files import write_json
+from wwgan.plots import evenly, plot_evaluations, plot_metrics, report_html, write_report
+from wwgan.runs import best_evaluation, sample_grids
 from wwgan.settings import TrainConfig, make_config
 from wwgan.training import train
 

@@ -9,10 +9,11 @@ import torch
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from wwgan import penalty, training
+from wwgan import penalty, step, training
 from wwgan.runs import RunFolder, read_checkpoint
 from wwgan.settings import make_config
-from wwgan.training import TrainState, check_compiled, critic_losses, critic_step, generator_step, keep_memory, train
+from wwgan.step import TrainState, check_compiled, critic_losses, critic_step, generator_step
+from wwgan.training import keep_memory, train
 
 IMAGES = torch.randint(0, 256, (200, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -115,7 +116,7 @@ def test_resume_in_another_memory_layout_goes_on_as_in_the_first(smoke):
 def test_a_compiler_that_loses_the_penalty_is_caught(smoke, monkeypatch):
     wrong = lambda critic, real, fake, x, *rest: critic_losses(critic, real, fake, x.detach() * 0, *rest)
     lossy = lambda function, device: wrong if function is critic_losses else function
-    monkeypatch.setattr(training, "compiled", lossy)
+    monkeypatch.setattr(step, "compiled", lossy)
     with pytest.raises(RuntimeError, match="compile=false"):
         train(smoke(compile=True), progress=False)
 
@@ -158,7 +159,7 @@ def test_gpu_steps_equal_the_cpu_and_never_wait(settings):
         config = make_config("smoke", **settings | (dict(compile=False) if device == "cpu" else {}))
         states.append(TrainState(config, 3, torch.device(device)))
         grounds.append(config.ground())
-    x, real, fake = (training.real_images(states[0], IMAGES) for _ in range(3))
+    x, real, fake = (step.real_images(states[0], IMAGES) for _ in range(3))
     losses = [
         state.critic_losses(state.critic, *(t.to(state.device) for t in (real, fake, x)), ground, state.config)
         for state, ground in zip(states, grounds)

@@ -13,8 +13,10 @@ import pytest
 import torch
 from conftest import ROOT
 
-from wwgan import study as studies
-from wwgan.study import Study, main, paired_difference, read_records, read_study, run_study, summary_table
+from wwgan.evidence import statistics
+from wwgan.evidence import study as studies
+from wwgan.evidence.statistics import paired_difference
+from wwgan.evidence.study import Study, main, read_records, read_study, run_study, summary_table
 from wwgan.training import train
 
 COMMON = dict(preset="smoke", eval_interval=2, eval_features="pixels", eval_samples=40)
@@ -138,22 +140,22 @@ def test_source_of_a_figure(tmp_path):
 
 def test_ratios_are_paired_by_seed_with_students_interval_of_logarithms():
     runs = {"a-seed0": 2.0, "a-seed1": 8.0, "a-seed2": 4.0, "b-seed0": 1.0, "b-seed1": 2.0, "b-seed2": 4.0}
-    found = studies.measured_ratio(runs, [0, 1, 2], "a", "b", lambda run: [run, run])
+    found = statistics.measured_ratio(runs, [0, 1, 2], "a", "b", lambda run: [run, run])
     assert found.mean == pytest.approx(2) and found.n == 3
     # logarithms ln 2, ln 4, ln 1: mean ln 2, standard deviation ln 2, Student's quantile 4.3027 for 2 degrees
     assert found.low == pytest.approx(2 ** (1 - 4.3027 / 3**0.5), rel=1e-4)
     assert found.high == pytest.approx(2 ** (1 + 4.3027 / 3**0.5), rel=1e-4)
     with pytest.raises(ValueError, match="at least two values, got 1"):
-        studies.measured_ratio(runs, [0], "a", "b", lambda run: [run])
+        statistics.measured_ratio(runs, [0], "a", "b", lambda run: [run])
     with pytest.raises(ValueError, match="positive numbers, got -1 from a-seed0"):
-        studies.measured_ratio(runs, [0, 1], "a", "b", lambda run: [-1.0])
+        statistics.measured_ratio(runs, [0, 1], "a", "b", lambda run: [-1.0])
 
 
 def test_bootstrap_needs_three_values_and_holds_their_mean():
-    found = studies.bootstrap_mean([0.0] * 50 + [1.0] * 50)
+    found = statistics.bootstrap_mean([0.0] * 50 + [1.0] * 50)
     assert found.mean == 0.5 and 0.38 < found.low < 0.43 and 0.57 < found.high < 0.62 and found.n == 100
     with pytest.raises(ValueError, match="at least three values, got 2"):
-        studies.bootstrap_mean([1.0, 2.0])
+        statistics.bootstrap_mean([1.0, 2.0])
 
 
 @pytest.mark.parametrize("folder", ["results", "runs"])
@@ -231,7 +233,16 @@ def start_study(tmp_path, data_dir, **changes):
     settings = {"a": dict(penalty="euclidean"), "b": dict(penalty="wasserstein"), "c": dict(penalty="sobolev")}
     content = dict(common=COMMON | dict(steps=100_000, eval_interval=0, log_interval=10), settings=settings, seeds=[0])
     path.write_text(json.dumps(content | changes))
-    command = [sys.executable, "-m", "wwgan.study", str(path), "--runs", str(tmp_path / "runs"), "--workers", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "wwgan.evidence.study",
+        str(path),
+        "--runs",
+        str(tmp_path / "runs"),
+        "--workers",
+        "2",
+    ]
     process = subprocess.Popen(
         [*command, "--threads", "1", "--device", "cpu", "--data_dir", str(data_dir)],
         stderr=subprocess.PIPE,
@@ -392,7 +403,7 @@ def test_names_of_runs_are_listed_for_a_scheduler(tmp_path, data_dir):
     """The command that README gives for SLURM, by its parts: the second run of the list is trained, and no other."""
     study = dict(common=COMMON | dict(data_dir=str(data_dir), device="cpu"), settings=SETTINGS, seeds=[0])
     (tmp_path / "study.json").write_text(json.dumps(study))
-    command = f"{sys.executable} -m wwgan.study study.json"
+    command = f"{sys.executable} -m wwgan.evidence.study study.json"
     script = f"{command} --runs runs --only $({command} --list | sed -n ${{SLURM_ARRAY_TASK_ID}}p)"
     environment = os.environ | dict(SLURM_ARRAY_TASK_ID="2", PYTHONPATH=str(ROOT))
     result = subprocess.run(["sh", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)

@@ -16,13 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from wwgan import runs, training
+from wwgan import runs, step, training
 from wwgan.data import load_images, to_float
 from wwgan.evaluation import frechet_distance
 from wwgan.penalty import GROUND_METRICS, Sobolev, Wasserstein
-from wwgan.report import read_evaluations, read_metrics
+from wwgan.runs import read_evaluations, read_metrics
 from wwgan.settings import PENALTY_WEIGHTS, PRESETS, TrainConfig, make_config, parameters_of
-from wwgan.training import Run, TrainState, draw_samples, fixed_random, generate, load_run, train
+from wwgan.step import TrainState, draw_samples, fixed_random, generate
+from wwgan.training import Run, load_run, train
 
 
 def tensors(run):
@@ -227,7 +228,7 @@ def test_average_holds_the_batch_norm_statistics(smoke):
 def test_random_streams_share_nothing(smoke):
     config = smoke()
     seeds = [
-        training.stream_seed(seed, purpose, step)
+        step.stream_seed(seed, purpose, step)
         for seed in (0, 1)
         for purpose in ("weights", "training")
         for step in (0, 1)
@@ -347,7 +348,7 @@ def test_failures_leave_no_run_folder(smoke, tmp_path):
 
 @pytest.mark.parametrize("network, quantity", [("critic", "critic_loss"), ("generator", "generator_loss")])
 def test_nan_stops_the_run_and_names_step_and_quantity(smoke, monkeypatch, network, quantity):
-    original = training.generator_step
+    original = step.generator_step
 
     def poisoned(state):
         losses = original(state)
@@ -356,7 +357,7 @@ def test_nan_stops_the_run_and_names_step_and_quantity(smoke, monkeypatch, netwo
                 next(getattr(state, network).parameters()).fill_(float("nan"))
         return losses
 
-    monkeypatch.setattr(training, "generator_step", poisoned)
+    monkeypatch.setattr(step, "generator_step", poisoned)
     with pytest.raises(FloatingPointError, match=f"update 3: .*{quantity}.*checkpoints"):
         train(smoke(log_interval=4, sample_interval=4, checkpoint_interval=4), progress=False)
     kept = load_run(smoke().run_dir)
@@ -364,7 +365,7 @@ def test_nan_stops_the_run_and_names_step_and_quantity(smoke, monkeypatch, netwo
 
 
 def test_broken_weights_are_never_saved(smoke, monkeypatch):
-    original = training.generator_step
+    original = step.generator_step
 
     def broken_update(state):  # the losses of this update are still finite
         losses = original(state)
@@ -372,7 +373,7 @@ def test_broken_weights_are_never_saved(smoke, monkeypatch):
             next(state.critic.parameters()).fill_(float("inf"))
         return losses
 
-    monkeypatch.setattr(training, "generator_step", broken_update)
+    monkeypatch.setattr(step, "generator_step", broken_update)
     with pytest.raises(FloatingPointError, match="update 1: critic weights"):
         train(smoke(), progress=False)
     assert load_run(smoke().run_dir).state.step == 0

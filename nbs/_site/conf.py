@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import pkgutil
 import re
 import sys
 from configparser import ConfigParser
@@ -16,12 +17,15 @@ from sphinx.util.matching import patfilter
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(NOTEBOOKS.parent))
+import wwgan  # noqa: E402
 
 # What a pattern matches is listed without being named; it may match nothing.
 SIDEBAR = {
     "Guide": ["self", "train", "explore*"],
     "How-to": ["howto/own_gan", "howto/own_metric", "howto/*"],
-    "Derivations": ["[0-9][0-9]_*"],
+    "Theory": ["theory/*"],
+    "Method": ["method/*"],
+    "Evidence": ["evidence/*"],
     "Figures": ["figures/idea", "figures/samples", "figures/*"],
     "API reference": ["api/*"],
 }
@@ -48,7 +52,7 @@ html_css_files = ["site.css"]
 # Notebooks without outputs in git are run while the site is built, as in the tests: training takes its smallest size.
 os.environ["IN_TEST"] = "1"
 nb_execution_mode = "force"
-nb_execution_excludepatterns = ["[0-9][0-9]_*"]
+nb_execution_excludepatterns = ["*/[0-9][0-9]_*"]
 nb_execution_show_tb = True
 nb_execution_timeout = 600
 nb_output_stderr = "remove"  # progress bars
@@ -76,19 +80,30 @@ def api_entry(module, name):
     return [f".. py:data:: {name}", "", "   .. code-block:: python", "", indent(definition.rstrip(), 6 * " "), ""]
 
 
+def public_names(module):
+    """What a module offers: `__all__` where a notebook wrote it, else its own functions, classes and constants."""
+    own = (name for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__)
+    return getattr(module, "__all__", None) or [name for name in own if not name.startswith("_")]
+
+
 def write_api_pages(app):
     """One page for each module, in a folder that git ignores."""
     folder = Path(app.srcdir) / "api"
     folder.mkdir(exist_ok=True)
-    derivations = {path.stem[3:]: path.stem for path in folder.parent.glob("[0-9][0-9]_*.ipynb")}
+    derivations = {
+        path.stem[3:]: path.relative_to(folder.parent) for path in folder.parent.glob("*/[0-9][0-9]_*.ipynb")
+    }
+    modules = [module.name for module in pkgutil.walk_packages(wwgan.__path__, "wwgan.") if not module.ispkg]
+    names = [name for name in modules if not name.rpartition(".")[2].startswith("_")]
     for path in folder.glob("*.rst"):
-        if path.stem not in derivations:
+        if f"wwgan.{path.stem}" not in names:
             path.unlink()
-    for name, derivation in derivations.items():
-        module, path = importlib.import_module(f"wwgan.{name}"), folder / f"{name}.rst"
-        lines = [module.__name__, "=" * len(module.__name__), "", f".. automodule:: {module.__name__}", ""]
-        lines += [f"Derived in :doc:`/{derivation}`.", ""]
-        text = "\n".join(lines + [line for public in module.__all__ for line in api_entry(module, public)])
+    for name in names:
+        module, path = importlib.import_module(name), folder / f"{name.removeprefix('wwgan.')}.rst"
+        lines = [name, "=" * len(name), "", f".. automodule:: {name}", ""]
+        if derivation := derivations.get(name.rpartition(".")[2]):
+            lines += [f"Derived in :doc:`/{derivation.with_suffix('')}`.", ""]
+        text = "\n".join(lines + [line for public in public_names(module) for line in api_entry(module, public)])
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
 

@@ -19,14 +19,12 @@ from tqdm import tqdm
 NBS = Path(__file__).resolve().parent.parent
 MOST = 900  # pixels in width
 CELLS = {
-    "00_graph": "plot-blob-potential-motion",
-    "01_metric": "plot-lengths-of-three-paths",
-    "02_penalty": "plot-cost-against-frequency",
-    "03_data": "plot-digits",
-    "04_networks": "plot-initial-images-and-gradients",
-    "06_evaluation": "check-scores-grow-with-damage",
-    "07_perturbation": "check-paths",
-    "11_report": "show-metrics",
+    "theory/00_graph": "plot-blob-potential-motion",
+    "theory/02_metric": "plot-lengths-of-three-paths",
+    "theory/03_penalty": "plot-cost-against-frequency",
+    "method/05_networks": "plot-initial-images-and-gradients",
+    "method/07_evaluation": "check-scores-grow-with-damage",
+    "evidence/08_perturbation": "check-paths",
     "explore": "examples",
     "howto/own_gan": "both-trained",
     "howto/own_metric": "what-it-finds-near",

@@ -1,0 +1,88 @@
+"""Processes that train together, and the devices they train on."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device of that name; "auto" is a GPU if there is one. Raises ValueError for a device this machine lacks.
+
+    Of the processes that torchrun starts on a machine, each gets the GPU of its local rank.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"device must be auto, cpu, cuda or cuda:<number> and present, got {name!r} ({str(error).splitlines()[0]})"
+        ) from None
+    return device
+
+
+def process_count() -> int:
+    """Number of processes that train together; 1 unless torch.distributed was initialised."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def process_rank() -> int:
+    """Number of this process among those that train together; the first, 0, writes the run folder."""
+    return dist.get_rank() if process_count() > 1 else 0
+
+
+@contextmanager
+def joined_processes(device: str = "auto", timeout: float = 4 * 3600.0) -> Iterator[None]:
+    """In here the processes that torchrun started, if it did, train together: by nccl on GPUs, by gloo on CPUs.
+
+    timeout: seconds after which a process that hears nothing of the others gives up: more than the first process needs
+    for preparing data or for an evaluation, meanwhile the others wait. gloo notices a lost process at once.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield
+        return
+    place = pick_device(device)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout))
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def first_process_first() -> Iterator[None]:
+    """The first process goes through here before the others: it prepares the data, they find them."""
+    if process_rank() > 0:
+        dist.barrier()
+    yield
+    if process_count() > 1 and process_rank() == 0:
+        dist.barrier()
+
+
+def over_processes(values: Tensor, how: str = "avg") -> Tensor:
+    """Mean ("avg") or largest ("max") over processes, of each entry."""
+    if process_count() > 1:
+        dist.all_reduce(values, dist.ReduceOp.MAX if how == "max" else dist.ReduceOp.SUM)
+        values = values / process_count() if how == "avg" else values
+    return values
+
+
+@torch.no_grad()
+def average_gradients(network: nn.Module, processes: int) -> None:
+    """Means of the parameters' gradients over processes, in one reduction; gradients in images stay within theirs."""
+    if processes > 1:
+        gradients = [p.grad for p in network.parameters() if p.grad is not None]
+        joint = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(joint)
+        for gradient, part in zip(gradients, (joint / processes).split([g.numel() for g in gradients])):
+            gradient.copy_(part.view(gradient.shape))

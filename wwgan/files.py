@@ -1,0 +1,146 @@
+"""Names, paths, JSON and downloads: what the rest of the package knows of files."""
+
+import contextlib
+import difflib
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import socket
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+
+def unknown_name(kind: str, name: object, known: Iterable[object]) -> ValueError:
+    """The error, for the caller to raise, for a `name` that is not one of the `known` names of this `kind`.
+
+    Offers the nearest known name, upper and lower case alike, if there is one.
+    """
+    lower = {str(k).lower(): str(k) for k in known}
+    near = difflib.get_close_matches(str(name).lower(), lower, n=1)
+    hint = f": did you mean '{lower[near[0]]}'?" if near else "."
+    return ValueError(f"unknown {kind} {str(name)!r}{hint} Known: {', '.join(sorted(lower.values()))}")
+
+
+def check_names(given: Iterable[str], known: Iterable[str]) -> None:
+    """Raises ValueError for the first given parameter that is not known, with the nearest match."""
+    for name in given:
+        if name not in known:
+            raise unknown_name("parameter", name, known)
+
+
+def project_root() -> Path:
+    """The repository's folder: the first one upwards whose settings.ini names this library.
+
+    Looked for from the working directory, then from the installed package (an editable install lies in its
+    repository). The working directory when there is no repository.
+    """
+    package = importlib.util.find_spec("wwgan")
+    starts = [Path.cwd()] + ([Path(package.origin).parent] if package and package.origin else [])
+    for start in starts:
+        for folder in (start, *start.parents):
+            with contextlib.suppress(OSError):
+                settings = (folder / "settings.ini").read_text(encoding="utf-8", errors="replace")
+                if re.search(r"^lib_name\s*=\s*wwgan\s*$", settings, re.MULTILINE):
+                    return folder
+    return starts[0]
+
+
+_STALE = 24 * 3600  # seconds after which a temporary that nobody touched is left over from a crash
+
+
+def temporary_beside(target: Path) -> Path:
+    """A name beside `target` that no other process uses and nobody mistakes for the finished thing."""
+    return target.parent / f".{target.name}.{uuid.uuid4().hex}.part"
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove the temporaries that a crash long ago left in `folder`."""
+    for left in folder.glob(".*.part"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _STALE:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def writable(folder: Path) -> bool:
+    """Whether files can be made in `folder`, which is made if need be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        return False
+    return True
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Call write(file) on a temporary binary file beside `path`, flush it to the disk, and rename it to `path`."""
+    temporary = temporary_beside(path)
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """The plain values in a JSON file. Raises FileNotFoundError, or ValueError for a file without JSON, naming it."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} does not hold JSON: {error}") from None
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write plain values as JSON to `path`, whole or not at all; its folder is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def content_hash(images: torch.Tensor, chunk_bytes: int = 2**24) -> str:
+    """sha256 (hex) of the shape and bytes of uint8 images (N, C, H, W), the same on every device.
+
+    chunk_bytes: about how much is copied to the host at a time; changes nothing. ValueError for any other dtype.
+    """
+    if images.dtype != torch.uint8:
+        raise ValueError(f"content_hash expects uint8 images, got {images.dtype}")
+    digest = hashlib.sha256(repr(tuple(images.shape)).encode())
+    rows = max(1, chunk_bytes // max(1, images[:1].numel()))
+    for chunk in images.split(rows):
+        digest.update(chunk.cpu().contiguous().numpy())
+    return digest.hexdigest()
+
+
+_DOWNLOAD_TIMEOUT = 20  # seconds without an answer after which a server counts as unreachable
+
+
+@contextlib.contextmanager
+def impatient() -> Iterator[None]:
+    """In here a server that is silent for long is an error, an OSError."""
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
+def reach(url: str) -> None:
+    """Raise OSError in seconds if the server of `url` cannot be reached."""
+    with contextlib.suppress(urllib.error.HTTPError):  # any answer is an answer
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_DOWNLOAD_TIMEOUT).close()
