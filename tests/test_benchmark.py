@@ -7,10 +7,10 @@ import sys
 
 import pytest
 import torch
-from wwgan.benchmark import METRICS
 
 from wwgan.evidence import cost as benchmark
 from wwgan.evidence.cost import (
+    METRICS,
     SCALES,
     PlainLoop,
     Way,

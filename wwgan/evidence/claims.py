@@ -318,7 +318,9 @@ def claims_details(claims: Iterable[Claim], links: str = "nbs/") -> str:
 # %% ../../nbs/evidence/10_claims.ipynb #main
 def main(argv: Iterable[str] | None = None) -> int:
     """Print the table of claims; the exit code: 0, or 2 without the recorded results."""
-    parser = argparse.ArgumentParser(prog="python -m wwgan.claims", description="Print the claims as Markdown.")
+    parser = argparse.ArgumentParser(
+        prog="python -m wwgan.evidence.claims", description="Print the claims as Markdown."
+    )
     parser.add_argument("results", type=Path, nargs="?", help="recorded results; default: data/results/")
     parser.add_argument("--links", default="nbs/", help="what leads from the page with the table to the notebooks")
     parser.add_argument("--details", action="store_true", help="all that was measured, as a list")

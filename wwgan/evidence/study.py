@@ -487,7 +487,7 @@ def read_times(results: str | Path) -> dict[str, Any]:
 def main(argv: Iterable[str] | None = None) -> int:
     """Run a study from the command line; the exit code: 0, 1 (failed), 2 (wrong options), 130 (interrupted)."""
     parser = argparse.ArgumentParser(
-        prog="python -m wwgan.study", description="Train what is not yet recorded of a study, and record it."
+        prog="python -m wwgan.evidence.study", description="Train what is not yet recorded of a study, and record it."
     )
     parser.add_argument("study", type=Path, help="JSON file with common, settings and seeds")
     parser.add_argument("--results", type=Path, help="folder of the records; default: the study's folder")
