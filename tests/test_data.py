@@ -1,5 +1,6 @@
 """wwgan.data: every layout on small fixtures made here, bad input, and a cache that is complete or absent."""
 
+import gzip
 import hashlib
 import os
 import pickle
@@ -15,7 +16,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR10, CelebA
 
 import wwgan
-from wwgan import data
+from wwgan import data, files
 from wwgan.data import default_size, load_images, load_labels, sample_images, to_float, to_uint8
 from wwgan.files import content_hash, project_root, unknown_name
 
@@ -104,7 +105,7 @@ def test_sampling(device):
     [
         ("cifar", "did you mean 'cifar10'"),
         ("CelebA", "did you mean 'celeba'"),
-        ("zzz", "Known: celeba, cifar10, digits, folder:<path>"),
+        ("zzz", "Known: celeba, cifar10, digits, fashion_mnist, folder:<path>"),
     ],
 )
 def test_unknown_dataset_offers_the_nearest(tmp_path, name, hint):
@@ -174,6 +175,34 @@ def test_cifar10_batches(tmp_path, monkeypatch, below):
     assert np.array_equal(load_images("cifar10", tmp_path, split="test"), test)
     with pytest.raises(ValueError, match="too small for size=64"):
         load_images("cifar10", tmp_path, 64)
+
+
+def fashion_files(folder, ending=""):
+    """The four files of FashionMNIST with a few images each."""
+    folder.mkdir(parents=True)
+    made = {}
+    for split, stem, n in (("train", "train", 5), ("test", "t10k", 3)):
+        pixels, classes = (rng.integers(0, top, shape, dtype=np.uint8) for top, shape in ((256, (n, 28, 28)), (10, n)))
+        for kind, array in (("images-idx3", pixels), ("labels-idx1", classes)):
+            raw = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">i4").tobytes() + array.tobytes()
+            file = folder / f"{stem}-{kind}-ubyte{ending}"
+            file.write_bytes(gzip.compress(raw) if ending else raw)
+        made[split] = pixels, classes
+    return made
+
+
+@pytest.mark.parametrize("where", ["FashionMNIST/raw", "fashion_mnist/FashionMNIST/raw", "system/fashion-mnist"])
+def test_fashion_mnist(tmp_path, monkeypatch, where):
+    """From torchvision's layout and from Debian's package; 28 pixels are padded to 32, not enlarged."""
+    monkeypatch.setattr(data, "_SYSTEM", tmp_path / "system")
+    with pytest.raises(FileNotFoundError, match="Looked for.*fashion-mnist.*dataset-fashion-mnist"):
+        load_images("fashion_mnist", tmp_path)
+    made = fashion_files(tmp_path / where, ".gz" if "system" in where else "")
+    for split, (pixels, classes) in made.items():
+        images = load_images("fashion_mnist", tmp_path, split=split)
+        assert images.shape == (len(pixels), 1, 32, 32)
+        assert np.array_equal(images[:, 0, 2:-2, 2:-2], pixels) and images.sum() == pixels.sum(dtype=int)
+        assert load_labels("fashion_mnist", tmp_path, split).tolist() == classes.tolist()
 
 
 def test_cifar10_order_of_layouts(tmp_path, monkeypatch):
@@ -489,7 +518,7 @@ d.load_images("cifar10", {str(tmp_path)!r})"""
     assert left.suffix == ".part"
     assert load_images("cifar10", tmp_path).flatten(1).any(1).all()  # no unwritten rows
     assert left.exists()  # may be another process at work
-    os.utime(left, (time.time() - 2 * data._STALE,) * 2)
+    os.utime(left, (time.time() - 2 * files._STALE,) * 2)
     load_images("cifar10", tmp_path, 8)
     assert not left.exists() and len(os.listdir(tmp_path / "cache")) == 2
 

@@ -1,11 +1,13 @@
 """Image datasets as one uint8 array, prepared once, memory-mapped, and sampled on the device that trains."""
 
 import contextlib
+import gzip
 import hashlib
 import math
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -62,6 +64,7 @@ DATASETS = {
         "an image folder cifar10/train/<class>/*.jpg (png) and cifar10/test/<class>/*, "
         "or the unpacked cifar-10-python.tar.gz as cifar10/cifar-10-batches-py",
     ),
+    "fashion_mnist": Dataset(32, "torchvision's FashionMNIST/raw/*-ubyte, or Debian's package dataset-fashion-mnist"),
     "celeba": Dataset(
         64,
         "the aligned images as celeba/img_align_celeba/*.jpg with celeba/list_eval_partition.txt, or as celeba/*.jpg",
@@ -326,6 +329,45 @@ def _find_cifar10(data_dir: Path, split: str) -> _Source:
     return _cifar_batches(home, split)
 
 
+_SYSTEM = Path("/usr/share/datasets")  # where Debian's packages dataset-* put theirs
+
+
+def _fashion_mnist(files: Sequence[Path], split: str) -> _Source:
+    """The four files of FashionMNIST, gzipped or not: 28 x 28 pixels, with two black ones added on every side."""
+
+    def read() -> Any:
+        from torchvision.datasets import FashionMNIST
+
+        with tempfile.TemporaryDirectory() as folder:
+            raw = Path(folder) / "FashionMNIST" / "raw"
+            raw.mkdir(parents=True)
+            for file in files:
+                with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as source:
+                    (raw / file.name.removesuffix(".gz")).write_bytes(source.read())
+            try:
+                return FashionMNIST(folder, train=split == "train")
+            except Exception as e:
+                raise ValueError(f"{files[0].parent} is incomplete or damaged ({e})") from e
+
+    def pictures() -> np.ndarray:
+        return np.pad(read().data.numpy(), ((0, 0), (2, 2), (2, 2)))
+
+    stamps = _stamped([str(file) for file in files])
+    return _Source(stamps, pictures, total=None, channels=1, labels=lambda: read().targets.numpy())
+
+
+def _find_fashion_mnist(data_dir: Path, split: str) -> _Source:
+    raw = Path("FashionMNIST", "raw")
+    folders = [data_dir / "fashion_mnist" / raw, data_dir / raw, _SYSTEM / "fashion-mnist"]
+    for folder in folders:
+        if files := sorted(folder.glob("*-ubyte")) or sorted(folder.glob("*-ubyte.gz")):
+            return _fashion_mnist(files, split)
+    raise FileNotFoundError(
+        f"fashion_mnist is not on disk. Looked for *-ubyte or *-ubyte.gz in {'; '.join(map(str, folders))}. "
+        "Install Debian's package dataset-fashion-mnist, or put the four files there by hand."
+    )
+
+
 _CELEBA_IMAGES, _CELEBA_PARTITION = "img_align_celeba", "list_eval_partition.txt"
 
 
@@ -498,7 +540,8 @@ def _find(kind: str, path: str, data_dir: Path, split: str) -> _Source:
         return _find_digits(split)
     if kind == "folder":
         return _find_folder(path, split)
-    return {"cifar10": _find_cifar10, "celeba": _find_celeba}[kind](data_dir, split)
+    find = {"cifar10": _find_cifar10, "celeba": _find_celeba, "fashion_mnist": _find_fashion_mnist}[kind]
+    return find(data_dir, split)
 
 
 def load_images(
@@ -506,7 +549,8 @@ def load_images(
 ) -> torch.Tensor:
     """One split of a dataset: uint8 (N, C, size, size) in [0, 255], sorted by file, memory-mapped; C is 1 or 3.
 
-    dataset: "digits", "cifar10", "celeba" or "folder:<path>"; what is not on disk is downloaded if it can be.
+    dataset: "digits", "cifar10", "celeba", "fashion_mnist" (28 pixels, padded to 32 with black) or "folder:<path>";
+        what is not on disk is downloaded if it can be.
     data_dir: the folder that holds the datasets, or the dataset's own; default: data/ of the repository.
     size: height and width in pixels, to which each picture's largest centred square is resized;
         default: `default_size(dataset)`.
