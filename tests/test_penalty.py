@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
+from wwgan import penalty
 from wwgan.penalty import (
     GROUND_METRICS,
     Euclidean,
@@ -167,7 +168,7 @@ def test_parameter_gradient_of_the_penalty_against_finite_differences(make, one_
 @pytest.mark.parametrize("one_sided, expected", [(False, 10.0), (True, 0.0)])
 def test_zero_gradient_is_safe(make, one_sided, expected):
     scale = torch.zeros(1, requires_grad=True)
-    penalty = gradient_penalty(
+    result = gradient_penalty(
         lambda x: scale * x.sum((1, 2, 3)),
         images(4, 1, 8, 8),
         images(4, 1, 8, 8, seed=1),
@@ -175,9 +176,9 @@ def test_zero_gradient_is_safe(make, one_sided, expected):
         weight=10.0,
         one_sided=one_sided,
     )
-    penalty.loss.backward()
-    assert penalty.loss.item() == expected and scale.grad.isfinite().all()
-    assert penalty.norm.tolist() == [0.0] * 4 and not penalty.norm.requires_grad
+    result.loss.backward()
+    assert result.loss.item() == expected and scale.grad.isfinite().all()
+    assert result.norm.tolist() == [0.0] * 4 and not result.norm.requires_grad
 
 
 def test_one_sided_charges_only_norms_above_one():
@@ -284,6 +285,15 @@ F, REAL, FAKE, W = critic(), images(4, 3, 8, 8), images(4, 3, 8, 8, seed=1), Was
         (lambda: Wasserstein(neighborhood="hex"), ("neighborhood", "hex")),
         (lambda: Wasserstein(mass=float("inf")), ("mass", "inf")),
         (lambda: Sobolev(float("nan")), ("order", "nan")),
+        (lambda: Sobolev(length=-1.0), ("length", "-1")),
+        (lambda: Wasserstein.with_length(float("inf")), ("length", "finite", "inf")),
+        (lambda: Wasserstein.with_length(-2), ("length", "-2")),
+        (lambda: Wasserstein.with_length(1e200), ("edge_weight", "inf")),
+        (lambda: Wasserstein.with_length(3, radius=0), ("edges", "radius=0")),
+        (lambda: Wasserstein.with_length(3, l2=0.0), ("l2 > 0", "l2=0.0")),
+        (lambda: Wasserstein.with_length(3, edge_weight=2.0), ("one of length and edge_weight",)),
+        (lambda: Wasserstein.with_length(3, unit_mass=True), ("unit_mass", "image")),
+        (lambda: Wasserstein.paper().length, ("degree_normalized", "image")),
         (lambda: W.squared_norm(REAL, REAL[:2]), ("(4, 3, 8, 8)", "(2, 3, 8, 8)")),
     ],
 )
@@ -329,3 +339,46 @@ def test_batch_norm_in_the_critic_is_warned_of():
 
 def test_numbers_of_other_libraries_are_numbers():
     assert gradient_penalty(F, REAL, FAKE, Wasserstein(l2=np.float32(1)), weight=np.float32(4)).loss.isfinite()
+
+
+def bump(length):
+    """A smooth gradient (1, 1, H, W) in the middle, wider than the length, on a constant image of intensity 1/2."""
+    side = 2 * (torch.arange(192, dtype=torch.float64) - 95.5) / max(6 * length, 20)
+    g = torch.exp(-side.square() - side[:, None].square()) * torch.linspace(-1, 2, 192, dtype=torch.float64)
+    return g[None, None], torch.zeros(1, 1, 192, 192, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("changes", [{}, dict(neighborhood="moore", radius=3), dict(l2=0.25)], ids=str)
+@pytest.mark.parametrize("length", [1.0, 7**0.5, 8.0])
+def test_a_length_is_that_of_the_sobolev_norm_of_order_minus_one(length, changes):
+    """Scale and unit: gamma (1 + length^2 |xi|^2) on a smooth gradient, for either neighbourhood."""
+    ground = Wasserstein.with_length(length, **changes)
+    assert ground.length == pytest.approx(length, rel=1e-12) and ground.l2 == changes.get("l2", 1.0)
+    g, x = bump(length)
+    plain = Euclidean().squared_norm(g, x)
+    edges, expected = ground.squared_norm(g, x) / ground.l2 - plain, Sobolev(-1, length).squared_norm(g, x) - plain
+    assert_close(edges, expected, rtol=5e-2, atol=0)
+    other = Wasserstein.with_length(1.1 * length, **changes).squared_norm(g, x) / ground.l2 - plain
+    assert (other - expected).abs() > 0.1 * expected  # another length would fail
+
+
+def test_the_released_length_is_the_root_of_seven_and_zero_is_euclid():
+    assert Wasserstein.with_length(7**0.5) == Wasserstein.released() == Wasserstein.released(length=7**0.5)
+    assert Wasserstein.released().length == 7**0.5
+    assert Shuffled.wasserstein(length=8) == Shuffled(Wasserstein.with_length(8))
+    assert (
+        Wasserstein(radius=0).length == 0 and Wasserstein.paper(unit_mass=False, degree_normalized=False).length > 1e9
+    )
+    g, x = images(2, 2, 3, 8, 8)
+    for ground in (Wasserstein.with_length(0), Sobolev(-1, length=0)):
+        assert ground.length == 0
+    assert torch.equal(Wasserstein.with_length(0.0).squared_norm(g, x), Euclidean().squared_norm(g, x))
+    assert_close(Sobolev(-1, 0.0).squared_norm(g, x), Euclidean().squared_norm(g, x))
+
+
+def test_metrics_of_many_lengths_are_not_all_kept():
+    g, x = images(2, 1, 1, 8, 8)
+    for k in range(200):
+        Wasserstein.with_length(1 + k / 100).squared_norm(g, x), Sobolev(-1, 1 + k / 100).squared_norm(g, x)
+    kept = [f.__closure__ for f in (penalty.pixel_graph, penalty._sobolev_weights)]
+    assert all(max(len(c.cell_contents) for c in cells if isinstance(c.cell_contents, dict)) <= 64 for cells in kept)

@@ -242,3 +242,43 @@ def test_every_form_of_the_step_compiles_to_the_same_numbers(settings, monkeypat
     before = counters["stats"]["unique_graphs"]
     check_compiled(state, images, config.ground())
     assert counters["stats"]["unique_graphs"] > before
+
+
+def test_a_length_that_changes_is_the_same_in_a_run_that_was_resumed(smoke):
+    settings = dict(length=4.0, length_end=0, length_steps=4, steps=6)
+    whole = train(smoke("whole", **settings), progress=False)
+    config = whole.config
+    lengths = [config.ground(step).length for step in range(7)]
+    assert lengths == pytest.approx([4, 3, 2, 1, 0, 0, 0]) and config.ground() == config.ground(0)
+    train(smoke("parts", **settings | dict(steps=3)), progress=False)
+    parts = train(make_config(resume=True, run_dir=smoke("parts").run_dir, steps=6), progress=False)
+    assert torch.equal(weights(parts.state), weights(whole.state))
+    constant = train(smoke("constant", length=4.0, steps=6), progress=False)
+    assert whole.history[0]["penalty"] == constant.history[0]["penalty"]  # the first update has the first length
+    assert whole.history[1]["penalty"] != constant.history[1]["penalty"]
+    half = make_config("smoke", penalty="sobolev", length=8, length_end=0.5, order=-1, steps=20)
+    assert half.length_steps == 10 and half.ground(5) == penalty.Sobolev(-1, 4.25)
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (dict(length_end=1), ("length_end needs length",)),
+        (dict(length=1, length_steps=5), ("length_steps needs length_end",)),
+        (dict(length=1, length_end=0, length_steps=0), ("length_steps must be at least 1", "0")),
+        (dict(length=1, length_end=-2), ("length must be", "-2")),
+        (dict(length=2, length_end=1, compile=True), ("compile",)),
+        (dict(length="inf"), ("length must be a finite number", "inf")),
+        (dict(length=2, l2=0), ("l2 > 0",)),
+        (dict(length=2, degree_normalized=True), ("degree_normalized",)),
+        (dict(length=2, penalty="euclidean"), ("length belongs to", "sobolev", "'euclidean'")),
+        (dict(length=2, penalty="wasserstein-paper"), ("length belongs to", "'wasserstein-paper'")),
+        (dict(order=-1), ("order belongs to the penalties sobolev", "'wasserstein'")),
+        (dict(l2=1, penalty="sobolev"), ("l2 belongs to", "wasserstein-paper")),
+    ],
+    ids=str,
+)
+def test_settings_of_a_length_are_refused_by_name(settings, words):
+    with pytest.raises(ValueError) as error:
+        make_config("smoke", **settings)
+    assert all(word in str(error.value) for word in words), error.value

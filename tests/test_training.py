@@ -113,7 +113,7 @@ def test_presets_are_valid_and_what_is_given_wins(preset, dataset):
         (dict(size=48), ("size", "16, 32, 64, 128, 256", "48")),
         (dict(architecture="resnet", size=64), ("size", "32", "resnet")),
         (dict(seed=-1), ("seed", "-1")),
-        (dict(penalty="euclidean", radius=2), ("radius", "Wasserstein", "euclidean")),
+        (dict(penalty="euclidean", radius=2), ("radius", "wasserstein", "euclidean")),
         (dict(device="gpu"), ("device", "cpu", "cuda")),
         (dict(device="cudda"), ("did you mean 'cuda'",)),
         (dict(neighborhood="von_neuman"), ("did you mean 'von_neumann'",)),

@@ -9,16 +9,16 @@ __all__ = ['GROUND_METRICS', 'POINTS', 'GroundMetric', 'Euclidean', 'pixel_graph
 # %% ../nbs/theory/03_penalty.ipynb #imports
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
-from math import isfinite
+from math import inf, isfinite, sqrt
 from numbers import Real
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from .graph import PixelGraph
+from .graph import PixelGraph, half_ball
 
 # %% ../nbs/theory/03_penalty.ipynb #groundmetric
 class GroundMetric(Protocol):
@@ -69,12 +69,14 @@ _Result = TypeVar("_Result")
 
 
 def _remembered(function: Callable[..., _Result]) -> Callable[..., _Result]:
-    """Computed once for each set of arguments. A plain dictionary, which torch.compile sees through."""
+    """Computed once for each set of arguments, 64 kept. A plain dictionary, which torch.compile sees through."""
     results: dict[tuple[Any, ...], _Result] = {}
 
     @wraps(function)
     def call(*arguments: Any) -> _Result:
         if arguments not in results:
+            if len(results) == 64:  # a length that changes over the updates asks for ever new ones
+                del results[next(iter(results))]
             results[arguments] = function(*arguments)
         return results[arguments]
 
@@ -131,9 +133,46 @@ class Wasserstein:
         PixelGraph(1, 1, self.neighborhood, self.radius)  # refuses a bad neighbourhood or radius
 
     @classmethod
-    def released(cls, **changes: Any) -> "Wasserstein":
-        """The form of the authors' released code (2020); any field can be changed by keyword."""
-        return cls(**changes)
+    def released(cls, length: float | None = None, **changes: Any) -> "Wasserstein":
+        """The form of the authors' released code (2020); any field can be changed by keyword.
+
+        length: in pixels, in place of edge_weight; as `with_length`.
+        """
+        return cls(**changes) if length is None else cls.with_length(length, **changes)
+
+    @classmethod
+    def with_length(cls, pixels: float, **changes: Any) -> "Wasserstein":
+        """The released form with edges of a weight that gives this length; other fields can be changed by keyword.
+
+        pixels: how far a motion may go before it costs what the Euclidean distance makes it cost, in [0, inf);
+        the released form has sqrt(7). 0 has no edges. l2 keeps its value and the edges follow. Raises ValueError for
+        other lengths, for l2 = 0 (every motion is transport) and for forms whose length depends on the image.
+        """
+        _check_non_negative(length=pixels)
+        if "edge_weight" in changes:
+            raise ValueError("the length decides the edge weight: give one of length and edge_weight")
+        form = cls(**changes, edge_weight=1.0)
+        unit = form.length
+        if not 0 < unit < inf:
+            raise ValueError(
+                f"a length needs edges (radius >= 1) and l2 > 0, got radius={form.radius} and l2={form.l2}"
+            )
+        weight = (pixels / unit) * (pixels / unit)
+        return replace(form, edge_weight=float(f"{weight:.15g}"))  # sqrt(7) gives 2, not 2 + 4e-16
+
+    @property
+    def length(self) -> float:
+        """sqrt(omega S c / gamma) in pixels, at intensity c = 1/2; S: sum of dx^2 over the edges of one pixel.
+
+        0 without edges, infinite without l2. Raises ValueError for unit_mass and degree_normalized, whose length
+        depends on the number of pixels.
+        """
+        if self.unit_mass or self.degree_normalized:
+            raise ValueError(
+                "a form with unit_mass or degree_normalized has no length of its own: it goes with the image"
+            )
+        scale = self.edge_weight * sum(dx**2 for _, dx in half_ball(self.neighborhood, self.radius))
+        return sqrt(scale / 2 / self.l2) if self.l2 else inf if scale else 0.0
 
     @classmethod
     def paper(cls, **changes: Any) -> "Wasserstein":
@@ -165,23 +204,29 @@ class Wasserstein:
 
 # %% ../nbs/theory/03_penalty.ipynb #sobolev_weights
 @_remembered
-def _sobolev_weights(height: int, width: int, order: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _sobolev_weights(
+    height: int, width: int, order: float, length: float, dtype: torch.dtype, device: torch.device
+) -> Tensor:
     with torch.inference_mode(False):  # the result is kept for later calls, also for training
-        fy, fx = (2 * torch.pi * torch.fft.fftfreq(m, dtype=torch.float64) for m in (height, width))
+        fy, fx = (2 * torch.pi * length * torch.fft.fftfreq(m, dtype=torch.float64) for m in (height, width))
         return (1 + fy[:, None].square() + fx.square()).pow(-order).to(device, dtype)
 
 
 @dataclass(frozen=True)
 class Sobolev:
-    """Sobolev norm of order s between images, frequencies in radians per pixel, periodic boundary.
+    """Sobolev norm of order s between images, sum of (1 + length^2 |xi|^2)^s |x(xi)|^2, periodic boundary.
 
-    order: s; negative orders let a critic's gradient vary slowly only, 0 is Euclidean.
+    A critic's gradient gets the inverse weights. order: s; negative orders let the gradient vary slowly only, 0 is
+    Euclidean. length: in pixels, in [0, inf), for frequencies xi in radians per pixel; 0 is Euclidean. Of order -1 it
+    is `Wasserstein.with_length` on an image of constant intensity 1/2, at low frequencies.
     Source: Adler and Lunz 2018 (Banach WGAN), who report s = -3/2 as a good order on CIFAR-10.
     """
 
     order: float = -1.5
+    length: float = 1.0
 
     def __post_init__(self) -> None:
+        _check_non_negative(length=self.length)
         if not isfinite(self.order):
             raise ValueError(f"order must be finite, got {self.order}")
 
@@ -189,7 +234,7 @@ class Sobolev:
         """Critic gradient g and images x, both (B, C, H, W) -> (B,). The images do not matter."""
         _check_gradient(g, x)
         g = _at_least_float32(g)
-        weights = _sobolev_weights(*g.shape[-2:], self.order, g.dtype, g.device)
+        weights = _sobolev_weights(*g.shape[-2:], self.order, self.length, g.dtype, g.device)
         spectrum = torch.fft.fft2(g, norm="ortho")
         return (weights * (spectrum.real.square() + spectrum.imag.square())).flatten(1).sum(1)
 

@@ -69,7 +69,12 @@ PENALTY_WEIGHTS = {
     "sobolev": 10.0,
 }
 PRECISIONS = ("float32", "bf16")
-GROUND_FIELDS = ("l2", "mass", "neighborhood", "radius", "degree_normalized")
+_WASSERSTEIN = ("wasserstein", "wasserstein-paper", "wasserstein-shuffled")
+GROUND_FIELDS = {  # which ground metrics have them
+    **dict.fromkeys(("l2", "mass", "neighborhood", "radius", "degree_normalized"), _WASSERSTEIN),
+    "length": ("wasserstein", "wasserstein-shuffled", "sobolev"),
+    "order": ("sobolev",),
+}
 
 
 def setting(default: Any, help: str) -> Any:
@@ -94,6 +99,12 @@ class TrainConfig:
         "wasserstein", "ground metric: wasserstein, wasserstein-paper, wasserstein-shuffled, euclidean or sobolev"
     )
     weight: float = setting(None, "lambda; None: the weight usual for the penalty")
+    length: float | None = setting(
+        None, "pixels that motions may go, wasserstein, wasserstein-shuffled, sobolev; None: as in the chosen form"
+    )
+    length_end: float | None = setting(None, "length that the updates come to in a straight line; None: stays")
+    length_steps: int | None = setting(None, "generator updates from length to length_end; None: half of steps")
+    order: float | None = setting(None, "of the Sobolev norm, sobolev only; None: -1.5")
     l2: float | None = setting(None, "gamma, Wasserstein only; None: as in the chosen form")
     mass: float | None = setting(None, "alpha, Wasserstein only; None: 1 / pixels for wasserstein-paper, else 0")
     neighborhood: str | None = setting(None, "von_neumann or moore, Wasserstein only; None: as in the chosen form")
@@ -146,7 +157,10 @@ class TrainConfig:
                 object.__setattr__(self, name, value)
         if self.penalty == "wasserstein-paper" and self.mass is None:
             object.__setattr__(self, "mass", 1 / self.size**2)
+        if self.length_end is not None and self.length_steps is None:
+            object.__setattr__(self, "length_steps", max(self.steps // 2, 1))
         self._check_numbers()
+        self._check_schedule()
         self.ground()
 
     def _check_names(self) -> None:
@@ -200,13 +214,34 @@ class TrainConfig:
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must lie in [0, 2**63), got {self.seed}")
 
-    def ground(self) -> GroundMetric:
-        """The ground metric of this run's penalty."""
-        changes = {name: getattr(self, name) for name in GROUND_FIELDS if getattr(self, name) is not None}
-        if changes and not self.penalty.startswith("wasserstein"):
+    def _check_schedule(self) -> None:
+        """A length that changes over the updates has two ends and a duration, and steps that are not compiled."""
+        if self.length_end is None:
+            if self.length_steps is not None:
+                raise ValueError(f"length_steps needs length_end, where the length goes, got {self.length_steps}")
+            return
+        if self.length is None:
+            raise ValueError(f"length_end needs length, where it starts, got length_end={self.length_end}")
+        if self.length_steps is None or self.length_steps < 1:
+            raise ValueError(f"length_steps must be at least 1, got {self.length_steps}")
+        if self.compile:
             raise ValueError(
-                f"{', '.join(changes)} belong to the Wasserstein penalties, the penalty here is {self.penalty!r}"
+                "a length that changes would be compiled anew in each update: leave out compile or length_end"
             )
+        self.ground(self.length_steps)  # refuses a bad length_end
+
+    def ground(self, step: int = 0) -> GroundMetric:
+        """The ground metric of this run's penalty after `step` generator updates."""
+        changes = {name: getattr(self, name) for name in GROUND_FIELDS if getattr(self, name) is not None}
+        for name in changes:
+            if self.penalty not in GROUND_FIELDS[name]:
+                raise ValueError(
+                    f"{name} belongs to the penalties {', '.join(GROUND_FIELDS[name])}, "
+                    f"the penalty here is {self.penalty!r}"
+                )
+        if self.length is not None and self.length_end is not None and self.length_steps is not None:
+            share = min(step / self.length_steps, 1.0)
+            changes["length"] = (1 - share) * self.length + share * self.length_end
         return GROUND_METRICS[self.penalty](**changes)
 
 

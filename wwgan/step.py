@@ -325,5 +325,5 @@ def gradient_norms(
     x = penalty_points(real, fake, points, random)
     g = critic_gradient(state.critic, x)
     metrics = metrics or dict(euclidean=Euclidean(), wasserstein=Wasserstein.released())
-    metrics = {**metrics, "penalised": state.config.ground()}
+    metrics = {**metrics, "penalised": state.config.ground(state.step)}
     return {name: safe_sqrt(ground.squared_norm(g, x)) for name, ground in metrics.items()}

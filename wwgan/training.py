@@ -319,6 +319,8 @@ def _train_loop(
     first_bad = torch.zeros((), dtype=torch.long, device=state.device)  # update of the first loss that is not finite
     clock, updates = Stopwatch(state), _updates(state, progress)
     for step in updates:
+        if config.length_end is not None:
+            ground = config.ground(state.step)
         losses = update(state, images, ground)
         finite = torch.stack(list(losses.values())).isfinite().all()
         first_bad = torch.where(finite | (first_bad > 0), first_bad, step)
