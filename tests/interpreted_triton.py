@@ -6,21 +6,24 @@ import itertools
 import torch
 from torch.testing import assert_close
 
-from wwgan.graph import PixelGraph, _sweep_slices, _sweep_triton
+from wwgan.graph import PixelGraph
+from wwgan.sweep import _sweep_slices, _sweep_triton
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
 TYPES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 
-def compare(graph, dtype, layout, normalized, form, shape):
+def compare(graph, dtype, layout, normalized, l2, offset, channels=3):
     random = torch.Generator().manual_seed(0)
     x, g = (
-        (2 * torch.rand(shape, generator=random) - 1).to(dtype).contiguous(memory_format=LAYOUTS[layout])
+        (2 * torch.rand(2, channels, graph.height, graph.width, generator=random) - 1)
+        .to(dtype)
+        .contiguous(memory_format=LAYOUTS[layout])
         for _ in range(2)
     )
-    scale = lambda dtype: graph._inverse_degree(dtype, x.device) if normalized else None
-    energy, operator = _sweep_triton(x, g, scale(torch.promote_types(dtype, torch.float32)), form)
-    exact_energy, exact_operator = _sweep_slices(x.double(), g.double(), scale(torch.float64), form)
+    scale = lambda dtype: graph.inverse_degree(dtype, x.device) if normalized else None
+    energy, operator = _sweep_triton(x, g, scale(dtype), graph.edges, l2, offset)
+    exact_energy, exact_operator = _sweep_slices(x.double(), g.double(), scale(torch.float64), graph.edges, l2, offset)
     assert operator.dtype == dtype and operator.stride() == g.stride()
     assert_close(energy.double(), exact_energy, rtol=min(TYPES[dtype], 1e-5), atol=0)
     size = exact_operator.abs().max().item()
@@ -30,18 +33,16 @@ def compare(graph, dtype, layout, normalized, form, shape):
 balls = [("von_neumann", 2), ("moore", 1), ("moore", 3), ("von_neumann", 0)]
 for k, (dtype, ball, layout, normalized) in enumerate(itertools.product(TYPES, balls, LAYOUTS, (False, True))):
     graph = PixelGraph(5, 7, *ball, weight=lambda dy, dx: 1 / (dy**2 + dx**2))
-    compare(graph, dtype, layout, normalized, graph._form(0.7, (0.0, 1.0)[k % 2]), (2, 3, 5, 7))
-large = PixelGraph(40, 30)  # more than one block for each image
-for layout in LAYOUTS:
-    compare(large, torch.float32, layout, True, large._form(0.3, 1.0), (2, 3, 40, 30))
-row, column = PixelGraph(1, 9), PixelGraph(9, 1)
-compare(row, torch.float64, "contiguous", False, row._form(), (2, 1, 1, 9))
-compare(column, torch.float64, "contiguous", False, column._form(), (2, 1, 9, 1))
+    compare(graph, dtype, layout, normalized, 0.7, (0.0, 1.0)[k % 2])
+for layout in LAYOUTS:  # more than one block for each image
+    compare(PixelGraph(40, 30), torch.float32, layout, True, 0.3, 1.0)
+for line in (PixelGraph(1, 9), PixelGraph(9, 1)):
+    compare(line, torch.float64, "contiguous", False, 0.0, 0.0, channels=1)
 x, g = torch.rand(2, 2, 3, 5, 7).unbind()
+form = None, PixelGraph(5, 7).edges, 0.0
 for one, other in ((x, g.contiguous(memory_format=torch.channels_last)), (x.transpose(-1, -2).contiguous().mT, g)):
-    energy, operator = _sweep_triton(one, other, None, PixelGraph(5, 7)._form())
-    expected = _sweep_slices(x, g, None, PixelGraph(5, 7)._form())
-    assert_close(energy, expected[0]), assert_close(operator, expected[1])
+    for found, expected in zip(_sweep_triton(one, other, *form, 0.0), _sweep_slices(x, g, *form, 0.0)):
+        assert_close(found, expected)
 x[0, 0, 0, 0] = torch.nan  # is not hidden by the cut at zero
-assert _sweep_triton(x, g, None, PixelGraph(5, 7)._form(offset=1.0))[0].isnan().tolist() == [True, False]
+assert _sweep_triton(x, g, *form, 1.0)[0].isnan().tolist() == [True, False]
 print("kernel and slices agree")

@@ -1,4 +1,4 @@
-"""Energy and operator in one sweep: slices, Triton's kernel and the plain expression agree, with all derivatives."""
+"""Energy and operator in one sweep: slices, Triton's kernel and the graph's expression agree, with all derivatives."""
 
 import inspect
 import os
@@ -12,9 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from wwgan import graph as graph_module
-from wwgan.graph import PixelGraph, _sweep_slices, _sweep_triton, energy_expression
+from wwgan import sweep
+from wwgan.graph import PixelGraph
 from wwgan.penalty import Wasserstein
+from wwgan.sweep import _Sweep, _sweep_slices, _sweep_triton, sweep_energy
+
+SIZE = st.integers(1, 6)
+CPU = torch.device("cpu")
 
 
 def images(*shape, dtype=torch.float64, seed=0):
@@ -24,75 +28,60 @@ def images(*shape, dtype=torch.float64, seed=0):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.integers(1, 6),
-    st.integers(1, 6),
-    st.sampled_from(["von_neumann", "moore"]),
-    st.integers(0, 3),
-    st.booleans(),
-    st.sampled_from([0.0, 0.7]),
-    st.sampled_from([0.0, 0.5]),
-    st.integers(0, 3),
-)
-def test_sweep_equals_the_expression_and_its_gradient(H, W, neighborhood, radius, normalized, l2, offset, batch):
+    SIZE, SIZE, st.sampled_from(["von_neumann", "moore"]), st.integers(0, 3), st.booleans(),
+    st.sampled_from([0.0, 0.7]), st.sampled_from([0.0, 0.5]), st.integers(0, 3),
+)  # fmt: skip
+def test_sweep_equals_the_graph_and_its_gradient(H, W, neighborhood, radius, normalized, l2, offset, batch):
     graph = PixelGraph(H, W, neighborhood, radius, weight=lambda dy, dx: 1 / (dy**2 + dx**2))
     x, g = images(batch, 2, H, W)
     g.requires_grad_()
-    form, scale = graph._form(l2, offset), graph._inverse_degree(x.dtype, x.device) if normalized else None
-    energy, operator = _sweep_slices(x, g.detach(), scale, form)
-    expected = energy_expression(x, g, scale, form)
+    scale = graph.inverse_degree(x.dtype, x.device) if normalized else None
+    energy, operator = _sweep_slices(x, g.detach(), scale, graph.edges, l2, offset)
+    X = (x + offset).clamp_min(0) if offset else x
+    expected = graph.energy(X, g, normalized).sum(1) + l2 * g.square().sum((1, 2, 3))
     assert_close(energy, expected.detach(), rtol=1e-12, atol=1e-12)
+    assert_close(operator, graph.apply(X, g.detach(), normalized) + l2 * g.detach(), rtol=1e-12, atol=1e-12)
     (gradient,) = torch.autograd.grad(expected.sum(), g)
     assert_close(2 * operator, gradient, rtol=1e-12, atol=1e-12)
-    called = graph.energy(x, g, normalized, l2, offset, channels=True)
+    called = sweep_energy(graph.edges, x, g, scale, l2, offset)
     assert_close(called.detach(), energy, rtol=0, atol=0)
     (gradient,) = torch.autograd.grad(called.sum(), g)
     assert_close(gradient, 2 * operator, rtol=1e-12, atol=0)
 
 
 def test_the_batch_may_be_swept_in_any_number_of_turns(monkeypatch):
-    graph = PixelGraph(6, 5)
     x, g = images(7, 3, 6, 5, dtype=torch.float32)
-    whole = _sweep_slices(x, g, None, graph._form(1.0, 1.0))
-    monkeypatch.setattr(graph_module, "_CHUNK", 2 * 3 * 6 * 5)
-    for one, other in zip(whole, _sweep_slices(x, g, None, graph._form(1.0, 1.0))):
+    form = None, PixelGraph(6, 5).edges, 1.0, 1.0
+    whole = _sweep_slices(x, g, *form)
+    monkeypatch.setattr(sweep, "_CHUNK", 2 * 3 * 6 * 5)
+    for one, other in zip(whole, _sweep_slices(x, g, *form)):
         assert_close(one, other, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("normalized", [False, True])
-def test_both_outputs_can_be_differentiated_twice_in_image_and_potential(normalized):
+def test_both_outputs_can_be_differentiated_twice_in_image_and_gradient(normalized):
     graph = PixelGraph(3, 4, "moore", 1)
-    x, g = (t.clone().requires_grad_() for t in images(2, 3, 4))
-
-    def both(x, g):
-        return graph.energy(x, g, normalized, l2=0.7, offset=0.5), graph.apply(x, g, normalized)
-
+    x, g = (t.clone().requires_grad_() for t in images(2, 2, 3, 4))
+    scale = graph.inverse_degree(x.dtype, CPU) if normalized else None
+    both = lambda x, g: _Sweep.apply(x, g, scale, graph.edges, 0.7, 0.5)
     assert torch.autograd.gradcheck(both, (x, g)) and torch.autograd.gradgradcheck(both, (x, g))
 
 
-def test_the_image_gets_a_derivative_only_where_it_asks_for_one():
-    graph = PixelGraph(4, 4)
-    X, g = (t.abs() for t in images(2, 1, 4, 4))
+def test_the_image_gets_a_derivative_only_where_it_asks_for_one(monkeypatch):
+    x, g = images(2, 1, 4, 4)
     g.requires_grad_()
-    graph.energy(X, g).sum().backward()
-    assert X.grad is None and g.grad is not None
-    calls = []
-    original = graph_module._carre_du_champ
-    graph_module._carre_du_champ = lambda *args: calls.append(1) or original(*args)
-    try:
-        graph.energy(X, g).sum().backward()
-        assert not calls
-        graph.energy(X.clone().requires_grad_(), g).sum().backward()
-        assert calls
-    finally:
-        graph_module._carre_du_champ = original
+    calls, original = [], sweep._carre_du_champ
+    monkeypatch.setattr(sweep, "_carre_du_champ", lambda *args: calls.append(1) or original(*args))
+    for image, called in ((x, []), (x.clone().requires_grad_(), [1])):
+        sweep_energy(PixelGraph(4, 4).edges, image, g, offset=1.0).sum().backward()
+        assert calls == called and (image.grad is not None) == bool(called)
 
 
 def test_channels_last_gives_the_same_numbers_and_keeps_the_layout():
-    graph = PixelGraph(8, 6)
+    form = None, PixelGraph(8, 6).edges, 1.0, 1.0
     x, g = images(2, 3, 8, 6)
-    last = [t.contiguous(memory_format=torch.channels_last) for t in (x, g)]
-    energy, operator = _sweep_slices(*last, None, graph._form(1.0, 1.0))
-    expected_energy, expected_operator = _sweep_slices(x, g, None, graph._form(1.0, 1.0))
+    energy, operator = _sweep_slices(*(t.contiguous(memory_format=torch.channels_last) for t in (x, g)), *form)
+    expected_energy, expected_operator = _sweep_slices(x, g, *form)
     assert operator.is_contiguous(memory_format=torch.channels_last)
     assert_close(energy, expected_energy, rtol=1e-14, atol=0)
     assert torch.equal(operator, expected_operator)
@@ -104,29 +93,31 @@ def test_bfloat16_is_accumulated_in_float32():
     g.requires_grad_()
     squared = ground.squared_norm(g, x)
     assert squared.dtype == torch.float32
-    expected = ground.squared_norm(g.detach().double(), x.double())
-    assert_close(squared.detach().double(), expected, rtol=1e-5, atol=0)  # bfloat16 itself keeps 3 digits
-    squared.sum().backward()
-    assert g.grad.dtype == torch.bfloat16
     h = g.detach().double().requires_grad_()
-    ground.squared_norm(h, x.double()).sum().backward()
+    exact = ground.squared_norm(h, x.double())
+    assert_close(squared.double(), exact, rtol=1e-5, atol=0)  # bfloat16 itself keeps 3 digits
+    squared.sum().backward()
+    exact.sum().backward()
+    assert g.grad.dtype == torch.bfloat16
     assert_close(g.grad.double(), h.grad, rtol=1e-2, atol=1e-2 * h.grad.abs().max().item())
 
 
 def test_torch_func_differentiates_the_energy():
-    graph = PixelGraph(4, 5)
     x, g = images(2, 3, 4, 5)
-    energy = lambda g: graph.energy(x, g, False, 0.5, 1.0, channels=True).sum()
+    energy = lambda g: sweep_energy(PixelGraph(4, 5).edges, x, g, None, 0.5, 1.0).sum()
     v = g.clone().requires_grad_()
     assert_close(torch.func.grad(energy)(g), torch.autograd.grad(energy(v), v)[0])
 
 
-def test_images_with_channels_need_three_dimensions():
-    with pytest.raises(ValueError, match=r"\(\.\.\., C, H, W\).*\(4, 4\)"):
-        PixelGraph(4, 4).energy(torch.ones(4, 4), torch.ones(4, 4), channels=True)
+@pytest.mark.parametrize("x", [torch.ones(1, 4, 4), torch.ones(2, 1, 4, 4), torch.ones(1, 1, 4, 4).int()])
+def test_images_of_another_shape_or_type_are_refused(x):
+    with pytest.raises(
+        ValueError, match=r"\(B, C, H, W\), got torch.(float|int)32 \([12], .* and torch.float32 \(1, 1"
+    ):
+        sweep_energy(PixelGraph(4, 4).edges, x, torch.ones(1, 1, 4, 4))
 
 
-needs_triton = pytest.mark.skipif(graph_module.triton is None, reason="Triton is not installed")
+needs_triton = pytest.mark.skipif(sweep.triton is None, reason="Triton is not installed")
 
 
 @needs_triton
@@ -149,49 +140,46 @@ def test_triton_kernel_compiles_to_machine_code_for_gpus(architecture, dtype, ac
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    constants = dict(
-        L2=1.0,
-        OFFSET=1.0,
-        SCALED=True,
-        CHANNELS_LAST=channels_last,
-        ACCUMULATE=getattr(graph_module.tl, accumulate.replace("fp", "float")),
-        BLOCK=1024,
-    )
-    pointers = dict.fromkeys(("x_ptr", "g_ptr", "operator_ptr"), f"*{dtype}")
-    pointers |= dict.fromkeys(("scale_ptr", "partial_ptr", "weight_ptr"), f"*{accumulate}") | dict(offset_ptr="*i32")
-    names = graph_module._sweep_kernel.arg_names
+    accumulated = getattr(sweep.tl, accumulate.replace("fp", "float"))
+    constants = dict(L2=1.0, OFFSET=1.0, SCALED=True, CHANNELS_LAST=channels_last, ACCUMULATE=accumulated, BLOCK=1024)
+    pointers = dict.fromkeys(("x_ptr", "g_ptr", "operator_ptr"), f"*{dtype}") | dict(dy_ptr="*i32", dx_ptr="*i32")
+    pointers |= dict.fromkeys(("scale_ptr", "partial_ptr", "half_ptr"), f"*{accumulate}")
+    names = sweep._sweep_kernel.arg_names
     types = {name: pointers.get(name, "i32") for name in names if name not in constants}
     if "constexprs" in inspect.signature(ASTSource).parameters:
         values = dict(constexprs={(names.index(name),): value for name, value in constants.items()})
         types = {name: types.get(name, "constexpr") for name in names}
     else:  # Triton before 3.3
         values = dict(constants=constants)
-    source = ASTSource(fn=graph_module._sweep_kernel, signature=types, **values)
-    code = graph_module.triton.compile(source, target=GPUTarget("cuda", architecture, 32)).asm
+    source = ASTSource(fn=sweep._sweep_kernel, signature=types, **values)
+    code = sweep.triton.compile(source, target=GPUTarget("cuda", architecture, 32)).asm
     assert code["cubin"] and f"sm_{architecture}" in code["ptx"]
 
 
-def test_without_triton_the_slices_take_over(monkeypatch):
-    monkeypatch.setattr(graph_module, "triton", None)
-    graph_module._triton_works.cache_clear()
-    assert not graph_module._triton_works(torch.device("cpu"))
-    X, g = torch.rand(2, 4, 5), torch.rand(2, 4, 5)
-    graph = graph_module.PixelGraph(4, 5)
-    assert_close(graph.energy(X, g), (g * graph.apply(X, g)).sum((1, 2)))
-    graph_module._triton_works.cache_clear()
+@pytest.fixture
+def triton_not_tried_yet():
+    sweep._triton_works.cache_clear()
+    yield
+    sweep._triton_works.cache_clear()
 
 
-def test_a_triton_that_cannot_compile_is_reported_once_and_left_alone(monkeypatch):
+def test_without_triton_the_slices_take_over(monkeypatch, triton_not_tried_yet):
+    monkeypatch.setattr(sweep, "triton", None)
+    assert not sweep._triton_works(CPU)
+    x, g = (t.abs() for t in images(2, 1, 4, 5))
+    graph = PixelGraph(4, 5)
+    assert_close(sweep_energy(graph.edges, x, g), graph.energy(x, g, degree_normalized=False).sum(1))
+
+
+def test_a_triton_that_cannot_compile_is_reported_once_and_left_alone(monkeypatch, triton_not_tried_yet):
     def broken(*args):
         raise RuntimeError("no C compiler")
 
-    monkeypatch.setattr(graph_module, "triton", object())
-    monkeypatch.setattr(graph_module, "_sweep_triton", broken)
-    graph_module._triton_works.cache_clear()
+    monkeypatch.setattr(sweep, "triton", object())
+    monkeypatch.setattr(sweep, "_sweep_triton", broken)
     with pytest.warns(UserWarning, match="no C compiler"):
-        assert not graph_module._triton_works(torch.device("cpu"))
-    assert not graph_module._triton_works(torch.device("cpu"))
-    graph_module._triton_works.cache_clear()
+        assert not sweep._triton_works(CPU)
+    assert not sweep._triton_works(CPU)
 
 
 @needs_triton
@@ -199,9 +187,9 @@ def test_a_triton_that_cannot_compile_is_reported_once_and_left_alone(monkeypatc
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_triton_kernel_equals_the_slices_on_a_gpu(dtype, tolerance, layout):
-    graph = PixelGraph(64, 48)
+    form = None, PixelGraph(64, 48).edges, 1.0, 1.0
     x, g = (t.cuda().contiguous(memory_format=layout) for t in images(8, 3, 64, 48, dtype=dtype))
-    energy, operator = _sweep_triton(x, g, None, graph._form(1.0, 1.0))
-    expected = _sweep_slices(x.double(), g.double(), None, graph._form(1.0, 1.0))
+    energy, operator = _sweep_triton(x, g, *form)
+    expected = _sweep_slices(x.double(), g.double(), *form)
     assert_close(energy.double(), expected[0], rtol=1e-5, atol=0)
     assert_close(operator.double(), expected[1], rtol=tolerance, atol=tolerance * expected[1].abs().max().item())

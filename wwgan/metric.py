@@ -61,7 +61,7 @@ class WassersteinMetric:
         if not isinstance(graph, PixelGraph):
             raise ValueError(f"graph must be a PixelGraph, got {type(graph).__name__}")
         self.graph, self.degree_normalized = graph, degree_normalized
-        self.pixel_scale = sum(w * dx**2 for (_, dx), w in graph.offsets.items())
+        self.pixel_scale = sum(2 * half * dx**2 for _, dx, half in zip(*graph.edges))
 
     def _check(self, X: Tensor, *changes: Tensor) -> None:
         shape = (self.graph.height, self.graph.width)
@@ -168,7 +168,7 @@ def _incidence_and_mean(graph: PixelGraph, degree_normalized: bool) -> "tuple[cs
     """Sparse (E, n): D with rows e_j - e_i, and the matrix of omega_ij theta_ij(X), linear in X."""
     import scipy.sparse as sp
 
-    i, j, w = graph.edges()
+    i, j, w = graph.pairs()
     row, column = torch.arange(len(i)).repeat(2), torch.cat([i, j])
     sign = torch.cat([-torch.ones_like(w), torch.ones_like(w)])
     half = torch.cat([w, w]) / 2

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .graph import PixelGraph, half_ball
+from .sweep import sweep_energy
 
 # %% ../nbs/theory/03_penalty.ipynb #groundmetric
 class GroundMetric(Protocol):
@@ -197,7 +198,8 @@ class Wasserstein:
             X, offset = x.detach(), 1.0
         weight = self.edge_weight / 2 if offset else self.edge_weight
         graph = pixel_graph(*x.shape[-2:], self.neighborhood, self.radius, weight)
-        squared = graph.energy(X, g, self.degree_normalized, self.l2, offset, channels=True)
+        scale = graph.inverse_degree(torch.result_type(X, g), g.device) if self.degree_normalized else None
+        squared = sweep_energy(graph.edges, X, g, scale, self.l2, offset)
         if self.mass:
             squared = squared + self.mass * _at_least_float32(g).sum((-2, -1)).square().sum(1)
         return squared

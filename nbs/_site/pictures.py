@@ -19,7 +19,8 @@ from tqdm import tqdm
 NBS = Path(__file__).resolve().parent.parent
 MOST = 900  # pixels in width
 CELLS = {
-    "theory/00_graph": "plot-blob-potential-motion",
+    "theory/00_graph": "plot-a-digit-its-graph-and-its-motion",
+    "theory/01_sweep": "plot-one-offset-of-the-sweep",
     "theory/02_metric": "plot-lengths-of-three-paths",
     "theory/03_penalty": "plot-cost-against-frequency",
     "method/05_networks": "plot-initial-images-and-gradients",

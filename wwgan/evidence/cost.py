@@ -26,9 +26,9 @@ from torch.utils.flop_counter import flop_registry
 from ..distributed import pick_device
 from ..evaluation import frechet_distance
 from ..files import project_root, read_json, unknown_name, write_json
-from ..graph import _Form, energy_expression, half_ball
+from ..graph import half_ball
 from ..networks import LeakyReLU
-from ..penalty import Euclidean, GroundMetric, Sobolev, Wasserstein
+from ..penalty import Euclidean, GroundMetric, Sobolev, Wasserstein, pixel_graph
 from ..runs import provenance
 from ..settings import TrainConfig
 from ..step import TrainState, critic_step, update
@@ -116,8 +116,8 @@ def written_out_squared_norm(g: Tensor, x: Tensor, neighborhood: str = "von_neum
 
 def sliced_squared_norm(g: Tensor, x: Tensor, neighborhood: str = "von_neumann", radius: int = 2) -> Tensor:
     """The same norm as a plain expression of slices."""
-    form = _Form(tuple((dy, dx, 0.5) for dy, dx in half_ball(neighborhood, radius)), 1.0, 1.0)
-    return energy_expression(x, g, None, form)
+    graph = pixel_graph(*g.shape[-2:], neighborhood, radius)
+    return graph.energy((x + 1).clamp_min(0), g, degree_normalized=False).sum(1) + g.square().sum((1, 2, 3))
 
 
 class PlainImages(Dataset[Tensor]):
