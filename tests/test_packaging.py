@@ -32,7 +32,7 @@ def test_what_is_declared_is_installed_and_what_is_imported_when_needed_is_there
 
 
 ORDER = [
-    *"files distributed graph metric penalty data networks step evaluation settings runs plots training".split(),
+    *"files distributed graph metric points penalty data networks step evaluation settings runs plots training".split(),
     *"evidence.perturbation evidence.statistics evidence.cost evidence.study evidence.claims".split(),
 ]
 
