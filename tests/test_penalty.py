@@ -20,9 +20,9 @@ from wwgan.penalty import (
     Wasserstein,
     critic_gradient,
     gradient_penalty,
-    penalty_points,
     safe_sqrt,
 )
+from wwgan.points import matched_pairs, penalty_points
 
 
 def images(*shape, seed=0, dtype=torch.float32):
@@ -284,6 +284,14 @@ F, REAL, FAKE, W = critic(), images(4, 3, 8, 8), images(4, 3, 8, 8, seed=1), Was
         (lambda: Wasserstein(radius=-1), ("radius", "-1")),
         (lambda: Wasserstein(neighborhood="hex"), ("neighborhood", "hex")),
         (lambda: Wasserstein(mass=float("inf")), ("mass", "inf")),
+        (lambda: gradient_penalty(F, REAL, FAKE, W, pairs="best"), ("pairs", "matched-ground", "best")),
+        (
+            lambda: gradient_penalty(F, REAL, FAKE, Foreign(abs), pairs="matched-ground"),
+            ("embedding", "matched-ground"),
+        ),
+        (lambda: gradient_penalty(F, REAL, FAKE, Wasserstein.paper(), pairs="matched-ground"), ("unit_mass",)),
+        (lambda: Wasserstein(l2=0.0).embedding(REAL), ("length", "inf")),
+        (lambda: matched_pairs(REAL, FAKE / 0), ("finite",)),
         (lambda: Sobolev(float("nan")), ("order", "nan")),
         (lambda: Sobolev(length=-1.0), ("length", "-1")),
         (lambda: Wasserstein.with_length(float("inf")), ("length", "finite", "inf")),

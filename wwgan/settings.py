@@ -11,7 +11,8 @@ from .evaluation import FEATURES
 from .files import check_names, read_json, unknown_name
 from .graph import NEIGHBORHOODS
 from .networks import ARCHITECTURES
-from .penalty import GROUND_METRICS, POINTS, GroundMetric
+from .penalty import GROUND_METRICS, GroundMetric
+from .points import PAIRS, POINTS
 
 
 def _read_bool(value: object) -> bool:
@@ -111,7 +112,8 @@ class TrainConfig:
     radius: int | None = setting(None, "of the neighbourhood in pixels, Wasserstein only; None: as in the chosen form")
     degree_normalized: bool | None = setting(None, "divide by degrees, Wasserstein only; None: as in the chosen form")
     one_sided: bool = setting(False, "penalise only norms above 1")
-    points: str = setting("interpolated", "where to penalise: interpolated, real or fake")
+    points: str = setting("interpolated", "where to penalise: interpolated, geodesic, real or fake")
+    pairs: str = setting("random", "what is interpolated between: random, matched (Euclid) or matched-ground pairs")
     critic_steps: int = setting(5, "critic updates for one generator update")
     batch_size: int = setting(64, "images in a batch")
     lr: float = setting(1e-4, "Adam's learning rate, both networks")
@@ -169,6 +171,7 @@ class TrainConfig:
             architecture=ARCHITECTURES,
             penalty=GROUND_METRICS,
             points=POINTS,
+            pairs=PAIRS,
             precision=PRECISIONS,
             eval_features=FEATURES,
         )

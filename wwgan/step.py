@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHECKPOINT_PARTS', 'fake_images', 'critic_losses', 'generator_loss', 'compiled', 'stream_seed', 'memory_format',
-           'TrainState', 'real_images', 'critic_step', 'generator_step', 'update', 'check_compiled', 'fixed_random',
-           'generate', 'draw_samples', 'draw_many', 'gradient_norms']
+           'TrainState', 'real_images', 'points_between', 'critic_step', 'generator_step', 'update', 'check_compiled',
+           'fixed_random', 'generate', 'draw_samples', 'draw_many', 'gradient_norms']
 
 # %% ../nbs/method/06_step.ipynb #imports
 import copy
@@ -27,9 +27,9 @@ from wwgan.penalty import (
     Wasserstein,
     critic_gradient,
     penalty_at,
-    penalty_points,
     safe_sqrt,
 )
+from .points import penalty_points
 
 if TYPE_CHECKING:
     from wwgan.settings import TrainConfig
@@ -200,11 +200,14 @@ def _keep(state: TrainState, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return losses
 
 
-def _mixing(state: TrainState) -> Tensor | None:
-    """The real images' shares at this process's interpolated points; None where nothing is interpolated."""
-    if state.config.points != "interpolated":
-        return None
-    return state.rows(torch.rand(state.config.batch_size, 1, 1, 1, device=state.device, generator=state.random))
+def points_between(state: TrainState, real: Tensor, fake: Tensor, ground: GroundMetric) -> Tensor:
+    """Where this process's part of a batch is penalised (B, C, H, W); pairs are matched within the part."""
+    config, shares = state.config, None
+    if config.points in ("interpolated", "geodesic"):
+        random = torch.rand(config.batch_size, 1, 1, 1, device=state.device, generator=state.random)
+        shares = state.rows(random)
+    embedding = getattr(ground, "embedding", None)
+    return penalty_points(real, fake, config.points, epsilon=shares, pairs=config.pairs, embedding=embedding)
 
 # %% ../nbs/method/06_step.ipynb #critic_step
 def critic_step(state: TrainState, images: Tensor, ground: GroundMetric) -> dict[str, Tensor]:
@@ -220,7 +223,7 @@ def critic_step(state: TrainState, images: Tensor, ground: GroundMetric) -> dict
     with torch.no_grad():
         fake = state.fake_images(state.generator, state.rows(state.latent(config.batch_size)), config)
     due = state.critic_updates % config.penalty_every == 0
-    x = penalty_points(real, fake, config.points, epsilon=_mixing(state)) if due else None
+    x = points_between(state, real, fake, ground) if due else None
     losses = state.critic_losses(state.critic, real, fake, x, ground, config)
     losses["critic_loss"].backward()
     average_gradients(state.critic, state.processes)

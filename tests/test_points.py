@@ -1,0 +1,158 @@
+"""Where the penalty is evaluated: displacement interpolation, optimal pairs, and the two as settings of a run."""
+
+from itertools import permutations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from wwgan.metric import wasserstein2
+from wwgan.penalty import Euclidean, Shuffled, Sobolev, Wasserstein, gradient_penalty
+from wwgan.points import displacement, matched_pairs, penalty_points
+from wwgan.settings import make_config
+from wwgan.training import train
+
+
+def images(*shape, seed=0, dtype=torch.float32):
+    return 2 * torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype) - 1
+
+
+def blob(y, x, width, side=32):
+    i = torch.arange(side, dtype=torch.float64)
+    bump = torch.exp(-((i[:, None] - y) ** 2 + (i - x) ** 2) / (2 * width**2))
+    return (bump / bump.sum())[None, None]
+
+
+def moments(image):
+    """Mass, centre (row, column) and standard deviation along the rows."""
+    p, i = image[0, 0] / image.sum(), torch.arange(image.shape[-1], dtype=image.dtype)
+    y, x = (p.sum(1) * i).sum(), (p.sum(0) * i).sum()
+    return torch.stack([image.sum(), y, x, (p.sum(1) * (i - y) ** 2).sum().sqrt()])
+
+
+def share(*values):
+    return torch.tensor(values, dtype=torch.float64).view(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("of_a", [1.0, 0.75, 0.5, 0.2, 0.0])
+def test_between_two_gaussians_centre_width_and_mass_go_in_a_straight_line(of_a):
+    """The closed form: transport between two Gaussians moves mean and standard deviation in a straight line."""
+    a, b = 3 * blob(10, 8, 2.0), 5 * blob(20, 21, 3.0)
+    expected = of_a * moments(a) + (1 - of_a) * moments(b)
+    result = moments(displacement(a, b, share(of_a)))
+    assert_close(result, expected, rtol=0, atol=0.03)
+    straight = moments(of_a * a + (1 - of_a) * b)
+    if of_a not in (0, 1):
+        assert (straight - expected)[3] > 1  # a double exposure is wider: the check can tell
+
+
+def test_midpoints_are_near_the_exact_ones_and_straight_midpoints_are_not():
+    a = torch.zeros(1, 1, 16, 16, dtype=torch.float64)
+    a[..., 3:7, 2:5] = 1 / 12
+    b = a.roll((6, 8), (2, 3))
+    middle = displacement(a, b, share(0.5))
+    detour = lambda m: (wasserstein2(a[0], m[0]) + wasserstein2(m[0], b[0])) / wasserstein2(a[0], b[0])
+    assert detour(middle / middle.sum()) < 1.02 and detour((a + b) / 2) > 1.3
+    exact = a.roll((3, 4), (2, 3))
+    assert wasserstein2(middle[0] / middle.sum(), exact[0]) < 0.1 * wasserstein2(a[0], b[0])
+
+
+def test_each_pair_and_channel_moves_by_itself_and_every_time_the_same():
+    a, b = ((images(3, 2, 9, 12, seed=k) + 1) / 2 for k in (0, 1))
+    shares = share(0.1, 0.5, 0.9)
+    together = displacement(a, b, shares)
+    assert together.dtype == torch.float32 and torch.equal(together, displacement(a, b, shares))
+    for k in range(3):
+        for c in range(2):
+            alone = displacement(a[k : k + 1, c : c + 1], b[k : k + 1, c : c + 1], shares[k : k + 1])
+            assert_close(together[k : k + 1, c : c + 1], alone)
+    assert_close(together.sum((-2, -1)), (shares * a + (1 - shares) * b).sum((-2, -1)).float())
+    assert (displacement(a, a, shares) - a).abs().max() < 0.01  # nothing moves, and nothing blurs
+    assert_close(displacement(b, a, 1 - shares), together)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 1, 7), (1, 1, 128, 128)], ids=str)
+def test_black_channels_single_pixels_and_wide_images_stay_finite(shape):
+    black, dot = torch.zeros(shape), torch.zeros(shape)
+    dot[..., 0, 0] = 1
+    far = dot.flip(-1, -2)
+    for a, b in ((black, black), (black, dot), (dot, far)):
+        result = displacement(a, b, share(*[0.5] * shape[0]))
+        assert result.isfinite().all() and (result >= 0).all()
+    x = penalty_points(2 * dot - 1, 2 * far - 1, "geodesic")
+    assert x.min() >= -1 and x.max() <= 1
+
+
+def test_pairs_are_those_of_least_total_distance():
+    real, fake = images(5, 2, 4, 4), images(5, 2, 4, 4, seed=1)
+    for ground in (None, Euclidean(), Sobolev(-1, 3.0), Wasserstein.with_length(3.0), Shuffled.wasserstein(length=3.0)):
+        embedding = ground and ground.embedding
+        a, b = (t.flatten(1) if ground is None else embedding(t) for t in (real, fake))
+        total = lambda order, a=a, b=b: (a - b[list(order)]).norm(dim=1).sum().item()
+        best = min(permutations(range(5)), key=total)
+        assert matched_pairs(real, fake, embedding).tolist() == list(best)
+        assert total(best) < total(range(5))
+    shuffle = torch.tensor([3, 0, 4, 1, 2])
+    assert torch.equal(matched_pairs(real, real[shuffle])[shuffle], torch.arange(5).argsort()[torch.arange(5)])
+
+
+def test_the_embeddings_distance_is_dual_to_the_norm():
+    """sup of <g, x> over norm(g) at most 1 is the distance: reached by the gradient g = M^-1 x."""
+    x = images(1, 1, 12, 12, dtype=torch.float64)
+    ground = Sobolev(-1, 2.5)
+    g = x.clone().requires_grad_()
+    (metric,) = torch.autograd.grad(ground.squared_norm(g, x).sum() / 2, g, create_graph=True)  # M g
+    columns = torch.stack(
+        [torch.autograd.grad(metric.flatten()[k], g, retain_graph=True)[0].flatten() for k in range(144)]
+    )
+    dual = (x.flatten() @ torch.linalg.solve(columns, x.flatten())).sqrt()
+    assert_close(ground.embedding(x).norm(), dual)
+    assert_close(Wasserstein.with_length(2.5, l2=4.0).embedding(x).norm(), dual / 2)
+    assert (dual - x.norm()).abs() > 0.1
+
+
+def test_points_follow_pairs_path_and_random_state():
+    real, fake = images(6, 1, 8, 8), images(6, 1, 8, 8, seed=1)
+    partner = matched_pairs(real, fake)
+    assert not torch.equal(partner, torch.arange(6))
+    half = torch.full((6, 1, 1, 1), 0.25)
+    matched = penalty_points(real, fake, epsilon=half, pairs="matched")
+    assert torch.equal(matched, 0.25 * real + 0.75 * fake[partner])
+    geodesic = penalty_points(real, fake, "geodesic", epsilon=half, pairs="matched")
+    expected = 2 * displacement((real + 1) / 2, (fake[partner] + 1) / 2, half).clamp_max(1) - 1
+    assert torch.equal(geodesic, expected) and not torch.equal(geodesic, matched)
+    for points, pairs in (("geodesic", "random"), ("interpolated", "matched")):
+        draws = [
+            penalty_points(real, fake, points, torch.Generator().manual_seed(3), pairs=pairs).double() for _ in range(2)
+        ]
+        assert torch.equal(*draws)
+        assert not torch.equal(
+            draws[0], penalty_points(real, fake, points, torch.Generator().manual_seed(4), pairs=pairs)
+        )
+    critic = lambda x: (x**2).sum((1, 2, 3))
+    norm = lambda **more: (
+        gradient_penalty(critic, real, fake, Wasserstein(), generator=torch.Generator().manual_seed(3), **more).norm
+    )
+    assert not torch.equal(norm(), norm(pairs="matched-ground")) and norm(points="geodesic").isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "settings", [dict(points="geodesic"), dict(pairs="matched-ground", points="geodesic")], ids=str
+)
+def test_runs_with_other_points_and_pairs_differ_and_resume_exactly(smoke, settings):
+    whole = train(smoke("whole", steps=4, **settings), progress=False)
+    train(smoke("parts", steps=2, **settings), progress=False)
+    parts = train(make_config(resume=True, run_dir=smoke("parts").run_dir, steps=4), progress=False)
+    plain = train(smoke("plain", steps=4), progress=False)
+    values = [[line["penalty"] for line in run.history] for run in (whole, parts, plain)]
+    assert values[0] == values[1] != values[2] and parts.config.points == "geodesic"
+    weights = lambda run: torch.cat([p.detach().flatten() for p in run.critic.parameters()])
+    assert torch.equal(weights(whole), weights(parts))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+def test_gpu_gives_the_points_of_the_cpu():
+    real, fake, half = images(6, 3, 16, 16), images(6, 3, 16, 16, seed=1), torch.full((6, 1, 1, 1), 0.5)
+    on_cpu = penalty_points(real, fake, "geodesic", epsilon=half, pairs="matched")
+    on_gpu = penalty_points(real.cuda(), fake.cuda(), "geodesic", epsilon=half.cuda(), pairs="matched")
+    assert_close(on_gpu.cpu(), on_cpu, rtol=1e-4, atol=1e-5)
