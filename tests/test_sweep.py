@@ -109,6 +109,13 @@ def test_torch_func_differentiates_the_energy():
     assert_close(torch.func.grad(energy)(g), torch.autograd.grad(energy(v), v)[0])
 
 
+@pytest.mark.parametrize("form", [Wasserstein.released(), Wasserstein.paper()], ids=["released", "paper"])
+def test_dynamo_follows_the_norm_without_a_break(form):
+    x, g = images(2, 1, 4, 5)
+    expected = form.squared_norm(g, x)  # makes the graph, which is kept
+    assert torch.equal(torch.compile(form.squared_norm, fullgraph=True, backend="eager")(g, x), expected)
+
+
 @pytest.mark.parametrize("x", [torch.ones(1, 4, 4), torch.ones(2, 1, 4, 4), torch.ones(1, 1, 4, 4).int()])
 def test_images_of_another_shape_or_type_are_refused(x):
     with pytest.raises(

@@ -118,7 +118,7 @@ class PixelGraph:
                 raise ValueError(f"{name} must have shape (..., {self.height}, {self.width}), got {tuple(image.shape)}")
             if not image.is_floating_point():
                 raise ValueError(f"{name} must be of floating-point type, got {image.dtype}")
-        dtype = torch.promote_types(torch.result_type(X, g), torch.float32)
+        dtype = torch.promote_types(torch.promote_types(X.dtype, g.dtype), torch.float32)
         X, g = torch.broadcast_tensors(X.to(dtype), g.to(dtype))
         return X * self.inverse_degree(dtype, X.device) if degree_normalized else X, g
 
@@ -140,7 +140,7 @@ class PixelGraph:
 
         X: non-negative intensities. g: any function of the pixels. Leading dimensions broadcast.
         """
-        dtype = torch.result_type(X, g)
+        dtype = torch.promote_types(X.dtype, g.dtype)
         rho, g = self._prepared(X, g, degree_normalized)
         result = torch.zeros_like(g)
         for dy, dx, half in zip(*self.edges):

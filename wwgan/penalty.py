@@ -203,7 +203,8 @@ class Wasserstein:
             X, offset = x.detach(), 1.0
         weight = self.edge_weight / 2 if offset else self.edge_weight
         graph = pixel_graph(*x.shape[-2:], self.neighborhood, self.radius, weight)
-        scale = graph.inverse_degree(torch.result_type(X, g), g.device) if self.degree_normalized else None
+        dtype = torch.promote_types(X.dtype, g.dtype)  # not result_type, which torch.compile cannot follow
+        scale = graph.inverse_degree(dtype, g.device) if self.degree_normalized else None
         squared = sweep_energy(graph.edges, X, g, scale, self.l2, offset)
         if self.mass:
             squared = squared + self.mass * _at_least_float32(g).sum((-2, -1)).square().sum(1)
