@@ -17,7 +17,6 @@ from wwgan.graph import PixelGraph
 from wwgan.penalty import Wasserstein
 from wwgan.sweep import _Sweep, _sweep_slices, _sweep_triton, sweep_energy
 
-SIZE = st.integers(1, 6)
 CPU = torch.device("cpu")
 
 
@@ -28,7 +27,7 @@ def images(*shape, dtype=torch.float64, seed=0):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    SIZE, SIZE, st.sampled_from(["von_neumann", "moore"]), st.integers(0, 3), st.booleans(),
+    st.integers(1, 6), st.integers(1, 6), st.sampled_from(["von_neumann", "moore"]), st.integers(0, 3), st.booleans(),
     st.sampled_from([0.0, 0.7]), st.sampled_from([0.0, 0.5]), st.integers(0, 3),
 )  # fmt: skip
 def test_sweep_equals_the_graph_and_its_gradient(H, W, neighborhood, radius, normalized, l2, offset, batch):
