@@ -250,7 +250,7 @@ def _read_torchvision(name: str, root: Path, split: str) -> tuple[np.ndarray, La
     pictures = np.asarray(found.data)
     if pictures.shape[1] == 3:  # channels first
         pictures = pictures.transpose(0, 2, 3, 1)
-    return pictures, found.targets if hasattr(found, "targets") else found.labels
+    return pictures, np.asarray(found.targets if hasattr(found, "targets") else found.labels)
 
 
 def _read_idx(folder: Path, split: str) -> tuple[np.ndarray, Labels]:
