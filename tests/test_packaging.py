@@ -33,7 +33,7 @@ def test_what_is_declared_is_installed_and_what_is_imported_when_needed_is_there
 
 ORDER = [
     *"files distributed graph sweep metric points penalty".split(),
-    *"data networks step evaluation settings runs plots training".split(),
+    *"sources data networks step evaluation settings runs plots training".split(),
     *"evidence.perturbation evidence.statistics evidence.cost evidence.study evidence.claims".split(),
 ]
 

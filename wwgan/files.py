@@ -10,6 +10,7 @@ import re
 import shutil
 import socket
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -140,7 +141,24 @@ def impatient() -> Iterator[None]:
         socket.setdefaulttimeout(timeout)
 
 
-def reach(url: str) -> None:
-    """Raise OSError in seconds if the server of `url` cannot be reached."""
-    with contextlib.suppress(urllib.error.HTTPError):  # any answer is an answer
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_DOWNLOAD_TIMEOUT).close()
+def reach(url: str, seconds: float = 4) -> None:
+    """Raise OSError within so many seconds if the server of `url` cannot be reached.
+
+    A thread asks, because no timeout of Python's holds for the resolution of a name.
+    """
+    outcome: list[Exception | None] = []
+
+    def ask() -> None:
+        try:
+            with contextlib.suppress(urllib.error.HTTPError):  # any answer is an answer
+                urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds).close()
+            outcome.append(None)
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    error = outcome[0] if outcome else f"no answer within {seconds:g} seconds"
+    if error:
+        raise OSError(f"{url} cannot be reached: {error}")

@@ -121,7 +121,7 @@ def preflight(config: TrainConfig) -> torch.device:
         if config.resume and not settings.is_file():
             raise FileNotFoundError(f"nothing to resume: {settings} does not exist")
         if not config.resume and process_rank() == 0:
-            check_free(settings.parent)
+            check_free(settings.parent, config.data_dir)
     if config.batch_size % process_count():
         raise ValueError(f"batch_size must be a multiple of the {process_count()} processes, got {config.batch_size}")
     if config.compile and process_count() > 1:
@@ -419,7 +419,7 @@ def _open_folder(config: TrainConfig, origin: dict[str, Any], state: TrainState)
     path = make_run_folder(config)
     with nullcontext() if config.resume else only_process(path):
         if not config.resume:
-            check_free(path)  # another process may have been here since
+            check_free(path, config.data_dir)  # another process may have been here since
         with _reported(path), closing(RunFolder(path, config, origin, state.step)) as folder:
             yield folder
 

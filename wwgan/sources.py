@@ -1,0 +1,308 @@
+"""Where the pictures of a data set are: found on disk or downloaded, split, with their classes; nothing is decoded."""
+
+import contextlib
+import gzip
+import os
+import shutil
+import stat
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .files import impatient, reach, remove_stale, temporary_beside, unknown_name
+
+
+class Dataset(NamedTuple):
+    """What is known about a data set before it is looked for."""
+
+    size: int  # default height and width in pixels
+    torchvision: str = ""  # torchvision's class, which downloads it and, unless it comes as image files, reads it
+    server: str = ""  # from where
+    places: tuple[str, ...] = ()  # what is looked for in <data_dir>/<name> and in data_dir; the last is torchvision's
+    debian: str = ""  # the folder in which Debian's package dataset-* has it
+
+
+DATASETS = {
+    "digits": Dataset(16),  # comes with scikit-learn
+    "mnist": Dataset(32, "MNIST", "https://ossci-datasets.s3.amazonaws.com", ("MNIST/raw",)),
+    "fashion_mnist": Dataset(
+        32,
+        "FashionMNIST",
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
+        ("FashionMNIST/raw",),
+        "/usr/share/datasets/fashion-mnist",
+    ),
+    "kmnist": Dataset(32, "KMNIST", "http://codh.rois.ac.jp", ("KMNIST/raw",)),
+    "svhn": Dataset(32, "SVHN", "http://ufldl.stanford.edu", ("{split}_32x32.mat",)),
+    "stl10": Dataset(64, "STL10", "http://ai.stanford.edu", ("stl10_binary",)),
+    "cifar10": Dataset(32, "CIFAR10", "https://www.cs.toronto.edu", ("{split}/<class>/*.jpg", "cifar-10-batches-py")),
+    "celeba": Dataset(64, "CelebA", "https://drive.google.com", ("*.jpg", "img_align_celeba/*.jpg")),
+    "folder": Dataset(64),  # any folder of images, given by its path
+}
+SPLITS = ("train", "test")
+IMAGE_FILES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+Pictures = Sequence[str] | np.ndarray  # image paths, or uint8 (N, H, W) or (N, H, W, 3)
+Labels = Sequence[int] | np.ndarray | None  # class numbers; None: without classes
+
+
+class Source(NamedTuple):
+    """One split of a data set, found but not yet read."""
+
+    files: tuple[tuple[str, int, int, int], ...]  # path, bytes, mtime and ctime in ns of every file it comes from
+    read: Callable[[], tuple[Pictures, Labels]]
+    channels: int | None = None  # 1 or 3; None: gray if every picture is gray
+    enlarge: bool = False  # whether pictures smaller than the size asked for may be enlarged
+
+
+def parse(dataset: str) -> tuple[str, str]:
+    """'cifar10' -> ('cifar10', ''); 'folder:some/path' -> ('folder', 'some/path'). ValueError for anything else."""
+    kind, colon, path = str(dataset).partition(":")
+    if kind not in DATASETS or (kind == "folder") != bool(colon and path):
+        raise unknown_name("dataset", dataset, [k if k != "folder" else "folder:<path>" for k in DATASETS])
+    return kind, path
+
+
+def find(dataset: str, data_dir: Path, split: str) -> Source:
+    """One split of a data set, downloaded into `data_dir` if it is nowhere.
+
+    ValueError for a name or a split that is not known, FileNotFoundError for what is neither on disk nor downloaded.
+    """
+    kind, path = parse(dataset)
+    if split not in SPLITS:
+        raise unknown_name("split", split, SPLITS)
+    if kind == "folder":
+        return _find_folder(Path(path).expanduser().absolute(), split)
+    if kind == "digits":
+        return Source((), partial(_read_digits, split), enlarge=True)
+    if source := _on_disk(kind, data_dir, split):
+        return source
+    _download(kind, data_dir, split)
+    if source := _on_disk(kind, data_dir, split):
+        return source
+    raise FileNotFoundError(f"no images in {data_dir / kind}: the download of {kind} brought none")
+
+
+def _on_disk(name: str, data_dir: Path, split: str) -> Source | None:
+    """A named data set in the first of its places that is there."""
+    about, roots = DATASETS[name], (data_dir / name, data_dir)
+    for root in roots:
+        if name == "celeba" and root.is_dir() and (source := _find_celeba(root, split)):
+            return source
+        if name == "cifar10" and any(_has_folders(root / s) for s in SPLITS):
+            return _split_folder(root, split, channels=3)
+    for root in roots:
+        place = root / about.places[-1].format(split=split)
+        if name != "celeba" and place.exists():
+            return _arrays(place, partial(_read_torchvision, name, root, split))
+    debian = Path(about.debian)
+    return _arrays(debian, partial(_read_idx, debian, split)) if about.debian and debian.is_dir() else None
+
+
+# ---- folders of images
+
+
+def _walk(folder: Path, deep: bool = True) -> list[str]:
+    """The image files in `folder`, and if `deep` in the folders below it, sorted. OSError for an unreadable folder.
+
+    Follows links, enters each folder once, skips hidden names, and skips the samples that a run drew: a run whose
+    folder lies among the pictures does not change them.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise OSError(f"{error.filename} cannot be read ({error.strerror}): make it readable or remove it") from error
+
+    found, seen = [], set()
+    for where, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(where)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        of_a_run = "config.json" in names and "checkpoints" in folders
+        hidden = [f for f in folders if f.startswith(".") or of_a_run and f == "samples"]
+        folders[:] = sorted({*folders} - {*hidden}) if deep else []
+        found += [os.path.join(where, n) for n in names if n.lower().endswith(IMAGE_FILES) and not n.startswith(".")]
+    return sorted(found)
+
+
+def _stamps(paths: Sequence[str]) -> tuple[tuple[str, int, int, int], ...]:
+    """Path, size and times of each file. ValueError for a pipe or a device, which reading might wait for forever."""
+    found = [os.stat(path) for path in paths]
+    for path, status in zip(paths, found):
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{path} is a pipe or a device, expected a file: remove it")
+    return tuple((path, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for path, s in zip(paths, found))
+
+
+def _image_files(folder: Path, paths: list[str], channels: int | None) -> Source:
+    """The source made of these image files in `folder`. FileNotFoundError if there are none."""
+    if not paths:
+        raise FileNotFoundError(f"no images in {folder} or below: expected files ending in {', '.join(IMAGE_FILES)}")
+    return Source(_stamps(paths), lambda: (paths, _classes(folder, paths)), channels)
+
+
+def _classes(folder: Path, paths: list[str]) -> list[int] | None:
+    """The number of each file's class, the folder in `folder` that it lies in; None if any lies in none."""
+    parts = [os.path.relpath(path, folder).split(os.sep) for path in paths]
+    numbers = {name: k for k, name in enumerate(sorted({part[0] for part in parts}))}
+    return [numbers[part[0]] for part in parts] if min(map(len, parts)) > 1 else None
+
+
+def _has_folders(folder: Path) -> bool:
+    return folder.is_dir() and any(f.is_dir() for f in folder.iterdir())
+
+
+def _split_folder(root: Path, split: str, channels: int | None, deep: bool = True) -> Source:
+    """`root`/train and `root`/test are the splits if there is either, else every image under `root` is for training."""
+    if any((root / s).is_dir() for s in SPLITS):
+        if not (root / split).is_dir():
+            other = "test" if split == "train" else "train"
+            raise FileNotFoundError(f"no {split} images: {root} has no folder {split}/ beside {other}/")
+        return _image_files(root / split, _walk(root / split), channels)
+    if split != "train":
+        raise FileNotFoundError(
+            f"no {split} images: {root} has no folders train/ and test/, so all of its images are for training; "
+            "use split='train', or sort them into these two folders"
+        )
+    return _image_files(root, _walk(root, deep), channels)
+
+
+def _find_folder(root: Path, split: str) -> Source:
+    if not root.exists():
+        raise FileNotFoundError(
+            f"no folder {root}: folder:<path> expects a folder of images, relative paths start at the working directory"
+        )
+    if not root.is_dir():
+        raise ValueError(f"{root} is a file: folder:<path> expects a folder of images")
+    if any((root / s).is_dir() for s in SPLITS):
+        others = sorted(f for f in root.iterdir() if f.name not in (*SPLITS, "val"))
+        if beside := [f.name for f in others if (_walk(f) if f.is_dir() else f.suffix.lower() in IMAGE_FILES)]:
+            raise ValueError(
+                f"{root} has images in {', '.join(beside[:3])} beside train/ or test/: is this a split or a class? "
+                "Use a folder with nothing but train/ and test/, or rename the class"
+            )
+    return _split_folder(root, split, channels=None)
+
+
+def _find_celeba(root: Path, split: str) -> Source | None:
+    """The aligned images in `root`/img_align_celeba or in `root` itself; CelebA's list says which are of the split."""
+    images, partition = root / "img_align_celeba", root / "list_eval_partition.txt"
+    deep = images.is_dir()
+    images = images if deep else root
+    if partition.is_file() and (paths := _walk(images)):
+        names = _partition(partition, split)
+        return _image_files(images, [path for path in paths if os.path.basename(path) in names], channels=3)
+    splits = any((images / s).is_dir() for s in SPLITS)
+    if not (deep or splits or _walk(images, deep=False)):
+        return None
+    if split != "train" and not splits:
+        raise FileNotFoundError(
+            f"no {split} images: the splits of {images} are not known without {partition}; "
+            "add that file (it comes with CelebA), or use split='train', which then has all images"
+        )
+    return _split_folder(images, split, 3, deep)
+
+
+def _partition(path: Path, split: str) -> set[str]:
+    """The names of the images that list_eval_partition.txt, lines of `name number`, gives to a split."""
+    try:
+        pairs = [line.split() for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as e:
+        raise ValueError(f"{path} cannot be read ({e})") from e
+    if any(len(p) != 2 or p[1] not in "012" for p in pairs):
+        raise ValueError(f"{path} expects lines like '000001.jpg 0', with 0, 1 or 2 for train, validation or test")
+    return {name for name, part in pairs if part == ("0" if split == "train" else "2")}
+
+
+# ---- data sets that are arrays
+
+
+def _arrays(place: Path, read: Callable[[], tuple[np.ndarray, Labels]]) -> Source:
+    """The source made of what lies in `place`, a folder or a file. 28 pixels are padded to 32 with black."""
+
+    def padded() -> tuple[np.ndarray, Labels]:
+        try:
+            pictures, labels = read()
+        except Exception as e:
+            raise ValueError(
+                f"{place} is incomplete or damaged ({e}): remove it to have it downloaded anew, or unpack it again"
+            ) from e
+        return np.pad(pictures, ((0, 0), (2, 2), (2, 2))) if pictures.shape[1:] == (28, 28) else pictures, labels
+
+    files = sorted(path for path in place.iterdir() if not path.is_dir()) if place.is_dir() else [place]
+    return Source(_stamps([*map(str, files)]), padded)
+
+
+def _torchvision(name: str, root: Path, split: str, download: bool = False) -> Any:
+    """A split as torchvision's own class, which checks and reads the files in `root`, or first downloads them there."""
+    import torchvision
+
+    which = dict(split=split) if name in ("svhn", "stl10", "celeba") else dict(train=split == "train")
+    return getattr(torchvision.datasets, DATASETS[name].torchvision)(root, **which, download=download)
+
+
+def _read_torchvision(name: str, root: Path, split: str) -> tuple[np.ndarray, Labels]:
+    found = _torchvision(name, root, split)
+    pictures = np.asarray(found.data)
+    if pictures.shape[1] == 3:  # channels first
+        pictures = pictures.transpose(0, 2, 3, 1)
+    return pictures, np.asarray(found.targets if hasattr(found, "targets") else found.labels)
+
+
+def _read_idx(folder: Path, split: str) -> tuple[np.ndarray, Labels]:
+    """MNIST's own format, gzipped: two zeros, 8 for bytes, the number of dimensions, each in 4 bytes, the values."""
+
+    def array(kind: str) -> np.ndarray:
+        path = folder / f"{'train' if split == 'train' else 't10k'}-{kind}-ubyte.gz"
+        content = gzip.decompress(path.read_bytes())
+        shape = np.frombuffer(content, ">i4", count=content[3], offset=4)
+        return np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
+
+    return array("images-idx3"), array("labels-idx1")
+
+
+def _read_digits(split: str) -> tuple[np.ndarray, Labels]:
+    from sklearn.datasets import load_digits
+
+    digits, part = load_digits(), slice(1500) if split == "train" else slice(1500, None)
+    return np.rint(digits.images[part] * (255 / 16)).astype(np.uint8), digits.target[part]
+
+
+def _download(name: str, data_dir: Path, split: str) -> None:
+    """Download into <data_dir>/<name>, by way of a temporary folder. A failure leaves nothing behind.
+
+    FileNotFoundError with what was looked for, what went wrong and what to do.
+    """
+    about, target = DATASETS[name], data_dir / name
+    temporary = temporary_beside(target)
+    missing = [folder for folder in (target, *target.parents) if not folder.exists()]
+    try:
+        reach(about.server)
+        temporary.mkdir(parents=True)
+        remove_stale(data_dir)
+        with impatient():
+            _torchvision(name, temporary, split, download=True)
+        for archive in (*temporary.rglob("*.gz"), *temporary.rglob("*.zip")):
+            archive.unlink()
+        target.mkdir(exist_ok=True)
+        made = temporary / "celeba" if name == "celeba" else temporary
+        for item in sorted(made.iterdir(), key=Path.is_dir):  # files first: a folder of images makes it complete
+            if not (target / item.name).exists():
+                os.replace(item, target / item.name)
+    except Exception as e:
+        looked_for = [root / place.format(split=split) for place in about.places for root in (target, data_dir)]
+        looked_for += [Path(about.debian)] if about.debian else []
+        raise FileNotFoundError(
+            f"{name} is not on disk and cannot be downloaded. Looked for: {'; '.join(map(str, looked_for))}. "
+            f"Download from {about.server} failed: {e}. Put it into one of these places by hand, "
+            "or pass the data_dir that holds it."
+        ) from e
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for folder in missing:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # only empty ones go
