@@ -17,6 +17,7 @@ from wwgan.evidence.perturbation import (
     perturb,
     perturbation_path,
     piece_lengths,
+    radial_power_spectrum,
     response,
     separation,
     shuffle_pixels,
@@ -115,29 +116,16 @@ def test_moves_go_where_they_are_told():
     assert torch.equal(move(x), x) and move(x, right=100).abs().max() <= 1
 
 
-def test_moves_of_any_direction_agree_with_the_drawn_one():
-    x = colours(20)
-    drawn = perturb(x, "rotation", 30, seed=1)
-    either = torch.stack([move(x, turn=turn) for turn in (30, -30)])
-    nearest = (either - drawn).abs().amax((2, 3, 4)).min(0)
-    assert nearest.values.max() < 1e-5 and set(nearest.indices.tolist()) == {0, 1}
-
-
-@pytest.mark.parametrize("share", [0, 0.3, 1])
-def test_shuffled_pixels_change_places_with_all_their_channels(share):
-    x, before = colours(), torch.get_rng_state()
-    shuffled = shuffle_pixels(x, share, seed=1)
+def test_shuffled_pixels_change_places_with_all_their_channels_more_of_them_the_larger_the_share():
+    x, before, moved = colours(), torch.get_rng_state(), torch.zeros(12, 16, 16, dtype=torch.bool)
     as_rows = lambda images: [sorted(map(tuple, image.flatten(1).T.tolist())) for image in images]
-    assert as_rows(shuffled) == as_rows(x)
-    assert ((shuffled != x).any(1).sum((1, 2)) == round(share * 256)).all()
-    assert torch.equal(shuffled, shuffle_pixels(x, share, seed=1)) and torch.equal(before, torch.get_rng_state())
-    assert (share == 0) == torch.equal(shuffled, shuffle_pixels(x, share, seed=2))
-
-
-def test_more_pixels_are_shuffled_the_larger_the_share():
-    x = colours(2)
-    moved = [(shuffle_pixels(x, share) != x).any(1) for share in (0.1, 0.4, 0.8)]
-    assert (moved[0] <= moved[1]).all() and (moved[1] <= moved[2]).all()
+    for share in (0, 0.3, 1):
+        shuffled = shuffle_pixels(x, share, seed=1)
+        assert as_rows(shuffled) == as_rows(x)
+        less, moved = moved, (shuffled != x).any(1)
+        assert (moved.sum((1, 2)) == round(share * 256)).all() and (less <= moved).all()
+        assert torch.equal(shuffled, shuffle_pixels(x, share, seed=1)) and torch.equal(before, torch.get_rng_state())
+        assert (share == 0) == torch.equal(shuffled, shuffle_pixels(x, share, seed=2))
 
 
 def test_displacement_is_the_root_mean_square_over_channels():
@@ -149,10 +137,7 @@ def test_displacement_is_the_root_mean_square_over_channels():
     assert found.wasserstein[0].item() == pytest.approx(per_channel.square().mean().sqrt().item(), rel=1e-6)
     torch.testing.assert_close(found.euclidean, ((moved - x) / 2).flatten(1).norm(dim=1))
     assert displacement(x, x).wasserstein.max() == displacement(x, x).euclidean.max() == 0
-
-
-def test_black_images_have_mass():
-    black = -torch.ones(1, 3, 16, 16)
+    black = -torch.ones(1, 3, 16, 16)  # has a trace of mass
     assert displacement(black, perturb(black, "salt and pepper", 0.1)).wasserstein.isfinite().all()
 
 
@@ -161,9 +146,8 @@ def test_answers_do_not_depend_on_the_scale_of_the_critic(data_dir):
     critic = lambda images: images[:, 0, 4:9, 6:11].sum((1, 2))
     moved = perturb(x, "translation", 1.5)
     answers = response(critic, x, moved)
-    torch.testing.assert_close(
-        response(lambda images: 7 - 100 * critic(images), x, moved), answers, rtol=1e-4, atol=1e-4
-    )
+    scaled = response(lambda images: 7 - 100 * critic(images), x, moved)
+    torch.testing.assert_close(scaled, answers, rtol=1e-4, atol=1e-4)
     assert answers.mean() > 0.1
     with pytest.raises(ValueError, match="same output"):
         response(lambda images: images.new_zeros(len(images)), x, moved)
@@ -177,6 +161,20 @@ def test_matched_sets_have_their_sizes_and_leave_out_what_never_gets_there(data_
         for size, strength, moved in zip((1.0, 2.0), strengths, images):
             assert euclidean_displacement(x, moved).mean().item() == pytest.approx(size, rel=1e-3)
             torch.testing.assert_close(moved, perturb(x, name, strength, seed=1))
+
+
+def test_spectrum_of_a_wave_is_its_power_at_its_frequency():
+    across = torch.arange(24.0)
+    wave = 0.5 * torch.cos(2 * torch.pi * 3 * across / 24).expand(4, 1, 16, 24)  # 1/8 cycles per pixel
+    for images in (wave, wave.to(torch.bfloat16), wave.repeat(75, 1, 1, 1), wave.expand(-1, 3, -1, -1), wave.mT):
+        frequency, power = radial_power_spectrum(images)
+        assert frequency.tolist() == [k / 16 for k in range(len(power))] and power.argmax() == 2
+        radius = torch.hypot(torch.fft.fftfreq(16)[:, None], torch.fft.fftfreq(24))
+        modes = (16 * radius).round().long().flatten().bincount()
+        assert (modes * power).sum() / 384 == pytest.approx(0.125, rel=5e-3)  # Parseval
+        assert power[2] * modes[2] / 384 == pytest.approx(0.125, rel=5e-3)
+    grey = torch.full((2, 3, 8, 8), 128, dtype=torch.uint8)
+    assert radial_power_spectrum(grey)[1][0].item() == pytest.approx(64 * (1 / 255) ** 2, rel=1e-3)
 
 
 def test_separation_is_the_share_of_pairs_in_the_right_order():
@@ -234,11 +232,10 @@ def test_great_circles():
 
 
 def test_path_that_stays_has_no_local_constant():
-    x = colours(2)
-    critic = lambda images: torch.randn(3 * 16 * 16, generator=torch.Generator().manual_seed(0)) @ images.flatten(1).T
-    shifted = x + 1e-7 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))  # rounding
-    stays = torch.stack([x, shifted, x], 1)
-    found = path_profile(critic, stays, torch.tensor(1.0), torch.zeros(2, 2))
+    x, random = colours(2), torch.Generator().manual_seed(0)
+    weights, rounding = torch.randn(2, 3, 16, 16, generator=random)[:, None]
+    stays = torch.stack([x, x + 1e-7 * rounding, x], 1)
+    found = path_profile(lambda y: (weights * y).sum((1, 2, 3)), stays, torch.tensor(1.0), torch.zeros(2, 2))
     assert found.euclidean.max() == 0 and found.wasserstein.max() == 0 and found.variation.max() < 1e-3
 
 
@@ -262,6 +259,7 @@ def test_path_that_stays_has_no_local_constant():
         (lambda x: move(x[0], 1), r"\(3, 16, 16\)"),
         (lambda x: shuffle_pixels(x, 1.1), "from 0 to 1, got 1.1"),
         (lambda x: shuffle_pixels(2 * x, 0.5), r"must lie in \[-1, 1\]"),
+        (lambda x: radial_power_spectrum(x[0]), r"needs images .* got \(3, 16, 16\)"),
     ],
 )
 def test_wrong_input_is_refused(call, words):

