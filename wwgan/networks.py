@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import leaky_relu
 from torch.nn.init import normal_, xavier_uniform_, zeros_
 
-from .distributed import process_count
+from .distributed import world_size
 from .files import unknown_name
 
 # %% ../nbs/method/05_networks.ipynb #check_shape
@@ -138,13 +138,13 @@ class BatchNorm2d(nn.BatchNorm2d):
         super().__init__(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or process_count() == 1:
+        if not self.training or world_size() == 1:
             return super().forward(x)
         return self._joint(x)
 
     def _joint(self, x: Tensor) -> Tensor:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        n = x.numel() // x.shape[1] * process_count()
+        n = x.numel() // x.shape[1] * world_size()
         mean = _SumOverProcesses.apply(wide.sum((0, 2, 3))) / n
         centred = wide - mean[:, None, None]
         variance = _SumOverProcesses.apply(centred.square().sum((0, 2, 3))) / n
