@@ -34,7 +34,8 @@ def test_what_is_declared_is_installed_and_what_is_imported_when_needed_is_there
 ORDER = [
     *"files distributed graph sweep metric points penalty".split(),
     *"data networks step evaluation settings runs plots training".split(),
-    *"evidence.perturbation evidence.statistics evidence.cost evidence.study evidence.claims".split(),
+    *"evidence.perturbation evidence.statistics evidence.baselines evidence.cost evidence.study".split(),
+    *"evidence.records evidence.figures evidence.claims".split(),
 ]
 
 

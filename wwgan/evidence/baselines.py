@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..graph import edge_ends, half_ball
+from ..graph import half_ball
 from ..networks import LeakyReLU
+from ..penalty import pixel_graph
 from ..settings import TrainConfig
 from ..step import TrainState
 
@@ -36,11 +37,8 @@ def written_out_squared_norm(g: Tensor, x: Tensor, neighborhood: str = "von_neum
 
 def sliced_squared_norm(g: Tensor, x: Tensor, neighborhood: str = "von_neumann", radius: int = 2) -> Tensor:
     """The same norm as a plain expression of slices."""
-    X, squared = (x + 1) / 2, g.square().sum((1, 2, 3))
-    for dy, dx in half_ball(neighborhood, radius):
-        (X_i, X_j), (g_i, g_j) = edge_ends(X, dy, dx), edge_ends(g, dy, dx)
-        squared = squared + ((X_i + X_j) * (g_i - g_j).square()).sum((1, 2, 3))
-    return squared
+    graph = pixel_graph(*g.shape[-2:], neighborhood, radius)
+    return graph.energy(x + 1, g, degree_normalized=False).sum(1) + g.square().sum((1, 2, 3))
 
 
 def _transformed(transform: Callable[[Tensor], Tensor], images: Iterable[Tensor]) -> Tensor:
