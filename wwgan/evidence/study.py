@@ -145,11 +145,11 @@ def run_study(
     results: folder of the records, which studies may share: a run of the same name must have the same settings. runs:
     folder of the run folders; None: data/runs/<name of results>/ of the repository. workers: runs at a time, each in
     a process of its own, which joblib starts here or, within `joblib.parallel_config`, on a cluster; 1: all in this
-    process. only: names of runs, such as "wgan-gp-seed0"; None:
-    all. threads: of each run; None: the cores shared out. with_runs: also train recorded runs again whose last
-    checkpoint, and with it the networks, is not here. progress: show bars. where: data_dir, device or eval_weights
-    of this machine; None: as the study says. Raises ValueError for wrong arguments and for folders that hold other
-    settings, before anything is trained; RuntimeError naming the runs that failed, after the others are done.
+    process. only: names of runs, such as "wgan-gp-seed0"; None: all. threads: of each run; None: the cores shared
+    out. with_runs: also train recorded runs again whose last checkpoint, and with it the networks, is not here.
+    progress: show bars. where: data_dir, device or eval_weights of this machine; None: as the study says.
+    Raises ValueError for wrong arguments and for folders that hold other settings, before anything is trained;
+    RuntimeError naming the runs that failed, after the others are done.
     """
     check_names(where, _WHERE)
     configs, results = study.configs(), Path(results)
