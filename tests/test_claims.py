@@ -54,9 +54,10 @@ def test_numbers_follow_the_records(results, capsys):
 
 
 def test_gain_in_retrieval_is_the_mean_over_queries(results):
-    of = json.loads((results / "ground_metric.json").read_text())["retrieval"]["digits"]["precisions"]
+    recorded = json.loads((results / "ground_metric.json").read_text())
+    of = recorded["retrieval"]["digits"]["precisions"]
     expected = np.mean(of["Wasserstein-2"], axis=(0, 1))[1] - np.mean(of["Euclidean"], axis=(0, 1))[1]
-    found = retrieval_gain(results, "digits")
+    found = retrieval_gain(recorded, "digits")
     assert found.mean == pytest.approx(expected) and found.low < found.mean < found.high and found.n == 200
 
 

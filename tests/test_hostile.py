@@ -181,7 +181,7 @@ def test_command_line_refuses_malformed_options_with_one_line_and_writes_nothing
     assert listing(tmp_path) == before
 
 
-@pytest.mark.parametrize("module", ["training", "study", "benchmark", "claims"])
+@pytest.mark.parametrize("module", ["training", "evidence.study", "evidence.cost", "evidence.claims"])
 def test_modules_refuse_an_unknown_option(tmp_path, module):
     command = [sys.executable, "-m", f"wwgan.{module}", "--no-such-option"]
     environment = os.environ | dict(PYTHONPATH=str(ROOT))
@@ -236,7 +236,6 @@ READERS = {
     "config.json": lambda path: run_config(resume=True, run_dir=path.parent),
     "metrics.jsonl": lambda path: runs.read_metrics(path.parent),
     "evaluations.jsonl": lambda path: runs.read_evaluations(path.parent),
-    "times.json": lambda path: study.read_times(path.parent),
     "cost_cpu.json": lambda path: claims.claims_of(path.parent),
 }
 

@@ -35,7 +35,8 @@ ORDER = [
     *"files distributed graph sweep metric points penalty".split(),
     *"sources data networks step evaluation settings".split(),
     *"checkpoints provenance runs plots report stopping training cli".split(),
-    *"evidence.perturbation evidence.statistics evidence.cost evidence.study evidence.claims".split(),
+    *"evidence.perturbation evidence.statistics evidence.baselines evidence.cost evidence.study".split(),
+    *"evidence.records evidence.figures evidence.claims".split(),
 ]
 
 

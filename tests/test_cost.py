@@ -1,0 +1,146 @@
+"""What the benchmark compares is equal, what it reports follows from the times, and it runs by one command."""
+
+import json
+import multiprocessing
+from functools import partial
+
+import pytest
+import torch
+
+from wwgan.evidence.baselines import (
+    plain_critic_losses,
+    plain_training,
+    plain_updates,
+    sliced_squared_norm,
+    torch_activations,
+    written_out_squared_norm,
+)
+from wwgan.evidence.cost import (
+    METRICS,
+    RESULTS,
+    SCALES,
+    contestants,
+    interleaved,
+    main,
+    our_training,
+    ratio,
+    read_costs,
+    summary_table,
+)
+from wwgan.files import write_json
+from wwgan.networks import LeakyReLU
+from wwgan.penalty import Wasserstein
+from wwgan.settings import TrainConfig
+from wwgan.step import TrainState, critic_losses
+
+CPU = torch.device("cpu")
+SMALL = dict(size=16, width=4, batch_size=8, critic_steps=1, channels_last=False)
+
+
+def images(n=40, size=16):
+    return torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("neighborhood, radius", [("von_neumann", 1), ("von_neumann", 2), ("moore", 2)])
+def test_baseline_norms_equal_ours_with_their_derivatives(neighborhood, radius):
+    random = torch.Generator().manual_seed(0)
+    x, g = (2 * torch.rand(2, 3, 3, 7, 6, dtype=torch.float64, generator=random) - 1).unbind()
+    ball, results = (neighborhood, radius), []
+    for norm in (Wasserstein(*ball).squared_norm, written_out_squared_norm, sliced_squared_norm):
+        v = g.clone().requires_grad_()
+        squared = norm(v, x) if not results else norm(v, x, *ball)
+        results.append((squared.detach(), *torch.autograd.grad(squared.sum(), v)))
+    for baseline in results[1:]:
+        for ours, theirs in zip(results[0], baseline):
+            torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("penalty", ["euclidean", "wasserstein"])
+def test_plain_loop_takes_the_gradient_of_the_same_loss(penalty):
+    config, random = TrainConfig(penalty=penalty, **SMALL), torch.Generator().manual_seed(0)
+    real, fake = (2 * torch.rand(2, 8, 3, 16, 16, generator=random) - 1).unbind()
+    epsilon = torch.rand(8, 1, 1, 1, generator=random)
+    ours, plain = (TrainState(config, 3, CPU).critic for _ in range(2))
+    assert not any(isinstance(module, LeakyReLU) for module in torch_activations(plain).modules())
+    found = plain_critic_losses(plain, real, fake, epsilon, config)
+    x = epsilon * real + (1 - epsilon) * fake
+    losses = critic_losses(ours, real, fake, x, config.ground(), config)
+    losses["critic_loss"].backward()
+    assert found == pytest.approx({name: losses[name].item() for name in found}, rel=1e-4)
+    for mine, theirs in zip(ours.parameters(), plain.parameters()):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("penalty", ["euclidean", "wasserstein"])
+def test_both_loops_train(penalty):
+    config = TrainConfig(penalty=penalty, **SMALL)
+    plain = plain_updates(config, images(), CPU, workers=0)
+    for one_update in (partial(next, plain), our_training(config, images(), CPU)):
+        first, second = one_update(), one_update()
+        assert (first is second is None) or all(first[name] != second[name] for name in ("penalty", "generator_loss"))
+
+
+def test_every_candidate_runs_once_a_round_in_changing_order():
+    calls = []
+    timers = {name: lambda name=name: calls.append(name) or float(len(calls)) for name in "abc"}
+    seconds = interleaved(timers, rounds=20, warmup=1, seed=3)
+    rounds = [tuple(calls[k : k + 3]) for k in range(0, len(calls), 3)]
+    assert len(rounds) == 21 and all(set(r) == set("abc") for r in rounds) and len(set(rounds)) > 3
+    assert all(len(times) == 20 for times in seconds.values()) and min(map(min, seconds.values())) > 3
+
+
+def test_ratio_is_the_median_of_ratios_with_quartiles():
+    seconds = dict(a=[2.0, 6.0, 12.0, 4.0, 100.0], b=[1.0, 2.0, 3.0, 4.0, 5.0])  # ratios 2, 3, 4, 1, 20
+    assert ratio(seconds, "a", "b") == [3.0, 2.0, 4.0]
+    assert ratio(dict(a=[3.0], b=[2.0]), "a", "b") == [1.5, 1.5, 1.5]
+
+
+def test_contestants_live_in_processes_of_their_own_and_one_that_fails_does_not_hang():
+    wrong = TrainConfig(size=32, width=4, batch_size=8)  # images of another size
+    ways = {name: partial(our_training, config) for name, config in (("ours", TrainConfig(**SMALL)), ("wrong", wrong))}
+    with pytest.raises((EOFError, ConnectionError)):
+        with contestants(ways, images(), CPU, n=1) as timers:
+            assert set(timers) == set(ways) and timers["ours"]() > 0
+            assert len(multiprocessing.active_children()) == 2
+            timers["wrong"]()
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.slow  # test_end_to_end measures at smoke size too
+def test_one_command_measures_prints_and_records(tmp_path, capsys):
+    out = tmp_path / "deep" / "cost_cpu.json"
+    assert main(["--scale", "smoke", "--device", "cpu", "--out", str(out)]) == 0
+    record = json.loads(out.read_text())
+    assert capsys.readouterr().out.strip() == summary_table({record["provenance"]["device"]: record})
+    assert record["provenance"]["versions"]["torch"] and record["rounds"] == SCALES["smoke"].rounds
+    assert set(record["steps"][0]["to_euclidean"]) == set(METRICS)
+    assert record["steps"][0]["to_euclidean"]["Euclidean"] == [1.0, 1.0, 1.0]
+    assert all(0 < row["to_copy"][1] <= row["to_copy"][0] <= row["to_copy"][2] for row in record["penalties"])
+
+
+@pytest.mark.slow
+def test_the_plain_loop_is_served_by_processes_that_go_when_it_goes():
+    with contestants({"plain": partial(plain_training, TrainConfig(**SMALL))}, images(), CPU, n=1) as timers:
+        assert timers["plain"]() > 0
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize(
+    "arguments, words", [(["--scale", "smok"], "did you mean 'smoke'"), (["--device", "gpu"], "cuda")]
+)
+def test_wrong_options_are_refused_with_one_line_and_code_2(arguments, words, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+
+
+def test_records_are_read_back_and_the_readme_shows_them(root, tmp_path):
+    write_json(tmp_path / RESULTS["CPU"], dict(a=1))
+    assert read_costs(tmp_path) == {"CPU": dict(a=1), "GPU": None}
+    records = read_costs(root / "data" / "results")
+    for record in filter(None, records.values()):
+        assert record["rounds"] >= 10 and record["provenance"]["device"] and record["provenance"]["versions"]["torch"]
+    assert records["CPU"], "the recorded run on a CPU is missing"
+    readme = (root / "README.md").read_text(encoding="utf-8").split("\n")
+    shown = [line for line in readme if " / " in line and "–" in line]
+    assert len(shown) > 2 and {*shown} <= {*summary_table(records).split("\n")}
