@@ -1,4 +1,4 @@
-"""The notebooks, and how tests run them: with papermill's parameters, but in this process, where torch is imported already."""
+"""The notebooks, and how tests run them: with papermill's parameters, but in this process: no kernel, no new imports."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ def execute(name: str, /, **parameters) -> Executed:
     """Run nbs/<name>.ipynb with parameters, as `papermill -p` does; what a cell raises is raised here."""
     given = {key: str(value) if isinstance(value, Path) else value for key, value in parameters.items()}
     notebook = parameterize_notebook(load_notebook_node(str(NBS / f"{name}.ipynb")), given)
-    shell, outputs = CaptureShell(), []
+    shell, outputs = CaptureShell(mpl_format="png"), []
     try:
         for cell in notebook.cells:
             if cell.cell_type == "code":
