@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections import defaultdict
+from dataclasses import fields
 from html.parser import HTMLParser
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +15,8 @@ import nbformat.v4 as v4
 import pytest
 from conftest import ROOT
 from notebooks import NBS, NOTEBOOKS
+
+from wwgan.settings import TrainConfig
 
 PATHS = [path.relative_to(ROOT / "wwgan").with_suffix("") for path in (ROOT / "wwgan").rglob("[!_]*.py")]
 MODULES = sorted(".".join(path.parts) for path in PATHS)
@@ -87,7 +90,8 @@ def test_every_public_name_is_in_the_reference(site, pages, name):
 def test_reference_shows_types_and_settings(site, pages):
     text = pages[site / "api" / "training.html"].text
     assert "train(config: TrainConfig, progress: bool = True) → Run" in text
-    assert "dataset: digits, cifar10, celeba or folder:<path>" in text
+    text = pages[site / "api" / "settings.html"].text
+    assert not [field.name for field in fields(TrainConfig) if f"{field.name}: {field.metadata['help']}" not in text]
 
 
 def test_no_link_is_broken(pages):
