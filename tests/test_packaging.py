@@ -84,13 +84,15 @@ def not_of_the_source(folder: str, names: list[str]) -> set[str]:
     return shutil.ignore_patterns(*made)(folder, names)
 
 
-@pytest.fixture(scope="module")
-def distributions(tmp_path_factory) -> Path:
+@pytest.fixture
+def distributions(once) -> Path:
     """A folder with the source distribution, and the wheel built from it, not from this folder."""
-    folder = tmp_path_factory.mktemp("dist")
-    shutil.copytree(ROOT, folder / "source", ignore=not_of_the_source)
-    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, folder / "source")
-    return folder
+
+    def make(folder: Path) -> None:
+        shutil.copytree(ROOT, folder / "source", ignore=not_of_the_source)
+        run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, folder / "source")
+
+    return once("dist", make)
 
 
 def test_source_distribution_holds_what_it_takes_to_build_read_and_test(distributions):

@@ -30,12 +30,14 @@ def build(source: Path, folder: Path, *flags: str) -> subprocess.CompletedProces
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Path:
+def site(once) -> Path:
     """The folder of the site's pages, of the notebooks as they are in git."""
-    folder = tmp_path_factory.mktemp("site")
-    result = build(NBS, folder, "-D", "nb_execution_mode=off")
-    assert result.returncode == 0, result.stdout + result.stderr
-    return folder / "html"
+
+    def make(folder: Path) -> None:
+        result = build(NBS, folder, "-D", "nb_execution_mode=off")
+        assert result.returncode == 0, result.stdout + result.stderr
+
+    return once("site", make) / "html"
 
 
 class Page(HTMLParser):
