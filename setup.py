@@ -9,7 +9,10 @@ here = Path(__file__).parent
 config = ConfigParser(delimiters=["="])
 config.read(here / "settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
-docs = settings["docs_requirements"].split()
+train, evidence, docs, dev = (
+    settings[f"{extra}_requirements"].split() for extra in ("train", "evidence", "docs", "dev")
+)
+evidence = train + evidence  # what measures claims trains networks
 
 setup(
     name=settings["lib_name"],
@@ -25,5 +28,5 @@ setup(
     entry_points={"console_scripts": ["wwgan = wwgan.cli:main"]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
-    extras_require={"docs": docs, "dev": settings["dev_requirements"].split() + docs},
+    extras_require=dict(train=train, evidence=evidence, docs=docs, dev=dev, all=evidence + docs + dev),
 )

@@ -1,16 +1,19 @@
 """Shared by all tests: the repository's root, and a data folder of their own."""
 
 import json
+import os
 import platform
 import shutil
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))  # tests import plain.py
@@ -26,6 +29,22 @@ def root() -> Path:
 def data_dir(tmp_path_factory) -> Path:
     """A data folder of the tests' own, so that nothing is written into data/."""
     return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory):
+    """once(name, make): a folder that make(folder) fills, once for all of pytest-xdist's workers."""
+
+    def shared(name: str, make: Callable[[Path], None]) -> Path:
+        mine = tmp_path_factory.getbasetemp()
+        path = (mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine) / name
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                make(mine / "unfinished" / name)
+                (mine / "unfinished" / name).rename(path)
+        return path
+
+    return shared
 
 
 @pytest.fixture

@@ -1,45 +1,30 @@
 """The explore notebook: its numbers are those of the modules, its widgets answer, and it does without widgets."""
 
 import io
-import json
 import sys
-import time
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import plain
 import pytest
 import torch
-from conftest import ROOT
+from notebooks import NBS, cells, execute, source
 from PIL import Image
-from test_end_to_end import papermill, pictures_in, write_images
+from test_end_to_end import write_images
 
 from wwgan.data import load_images, load_labels, to_float
 from wwgan.evidence.perturbation import unit_mass
 from wwgan.metric import wasserstein2
+from wwgan.settings import make_config
 from wwgan.training import train
-
-matplotlib.use("Agg")
-
-
-def run_notebook(**parameters) -> dict:
-    """The notebook's namespace after its cells ran as under nbdev_test."""
-    cells = json.loads((ROOT / "nbs" / "explore.ipynb").read_text(encoding="utf-8"))["cells"]
-    first, *others = ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    namespace = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("IN_TEST", "1")
-        exec(first, namespace)
-        namespace |= parameters
-        for source in others:
-            exec(source, namespace)
-    return namespace
 
 
 @pytest.fixture(scope="module")
 def notebook(data_dir):
-    yield run_notebook(data_dir=data_dir)
-    matplotlib.pyplot.close("all")
+    """The notebook's variables after it ran as under nbdev_test, which has it train at smoke size."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IN_TEST", "1")
+        return execute("explore", data_dir=data_dir).names
 
 
 @pytest.fixture
@@ -54,16 +39,13 @@ def digits(data_dir):
 
 
 @pytest.fixture(scope="module")
-def coloured_run(tmp_path_factory, data_dir):
-    """The folder of a run on 32 x 32 pixels in colour, without classes."""
-    from wwgan.settings import make_config
-
+def coloured(tmp_path_factory, data_dir):
+    """The notebook on a run on 32 x 32 pixels in colour, without classes."""
     folder = tmp_path_factory.mktemp("coloured")
     write_images(folder / "images", (40, 36), 12)
-    dataset = f"folder:{folder / 'images'}"
-    config = make_config("smoke", dataset=dataset, size=32, data_dir=data_dir, run_dir=folder / "run", device="cpu")
-    train(config, progress=False)
-    return folder / "run"
+    given = dict(dataset=f"folder:{folder / 'images'}", size=32, data_dir=data_dir, run_dir=folder / "run")
+    train(make_config("smoke", device="cpu", **given), progress=False)
+    return execute("explore", run_dir=folder / "run", number=3)
 
 
 def test_numbers_are_those_of_the_formulas(notebook, digits):
@@ -77,15 +59,14 @@ def test_numbers_are_those_of_the_formulas(notebook, digits):
         assert found[f"penalty_{name}"] == pytest.approx((value.sqrt().item() - 1) ** 2, rel=1e-4)
     assert found["euclidean"] == pytest.approx(((a - b) / 2).norm().item(), rel=1e-5)
     assert found["wasserstein"] == pytest.approx(wasserstein2(unit_mass(a)[0], unit_mass(b)[0]), rel=1e-5)
-    assert found["score"] == pytest.approx(critic(a).item()) and found["score_changed"] == pytest.approx(
-        critic(x).item()
-    )
+    scores = critic(a).item(), critic(x).item()
+    assert (found["score"], found["score_changed"]) == pytest.approx(scores)
 
 
 def test_sliders_change_the_panel(notebook, explorer):
     assert explorer.numbers["euclidean"] == explorer.numbers["wasserstein"] == 0
     explorer.source.value = "drawing"
-    before, open_before = explorer.picture.value, matplotlib.pyplot.get_fignums()
+    before, open_before = explorer.picture.value, plt.get_fignums()
     found = {}
     for pixels in (2, 4, 6):
         explorer.strengths["right"].value = pixels
@@ -94,7 +75,7 @@ def test_sliders_change_the_panel(notebook, explorer):
     assert found[6]["euclidean"] == pytest.approx(found[4]["euclidean"], rel=1e-3)  # the block has left its place
     assert found[4]["norm_wasserstein"] != found[6]["norm_wasserstein"]
     assert explorer.picture.value != before and Image.open(io.BytesIO(explorer.picture.value)).size == (960, 232)
-    assert matplotlib.pyplot.get_fignums() == open_before  # the panels' figures are closed again
+    assert plt.get_fignums() == open_before  # the panels' figures are closed again
 
 
 @pytest.mark.parametrize("name, strength", [("turn", 90), ("blur", 1), ("blocks", 1), ("pixels", 0.5), ("noise", 0.1)])
@@ -103,6 +84,9 @@ def test_every_slider_is_the_change_of_its_name(notebook, explorer, digits, name
     expected = notebook["describe"](digits[:1], notebook["change"](digits[:1], **{name: strength}))
     assert explorer.numbers == expected and expected["wasserstein"] > 0.2
     assert torch.equal(notebook["change"](digits[:1], **{name: 0.0}), digits[:1])
+    if name == "noise":
+        explorer.seed.value = 1
+        assert explorer.numbers["euclidean"] != expected["euclidean"]
 
 
 def test_reset_draws_once_and_undoes_all_changes(notebook, explorer, monkeypatch):
@@ -142,43 +126,26 @@ def test_class_and_number_choose_the_image(explorer, digits, data_dir):
     assert torch.equal(explorer.image(), digits[:1]) and explorer.number.max == len(digits) - 1
 
 
-def test_seed_draws_another_noise(explorer):
-    explorer.strengths["noise"].value = 0.2
-    first = explorer.numbers
-    explorer.seed.value = 1
-    assert explorer.numbers["euclidean"] != first["euclidean"]
-
-
-def test_panel_takes_less_than_a_third_of_a_second(explorer):
-    took = []
-    for pixels in (1, 2, 3, 4, 5):
-        begun = time.process_time()
-        explorer.strengths["right"].value = pixels
-        took.append(time.process_time() - begun)
-    assert min(took) < 0.3, took
-
-
-def test_larger_images_in_colour_are_averaged_for_transport_alone(coloured_run):
-    notebook = run_notebook(run_dir=str(coloured_run))
+def test_larger_images_in_colour_are_averaged_for_transport_alone(coloured):
+    notebook = coloured.names
+    assert coloured.pictures == 3 and "32 × 32" in coloured.text
     blob = notebook["blob"](32, 9.5, 2.0).expand(1, 3, 32, 32)
     euclidean, wasserstein = notebook["distances"](blob, notebook["move"](blob, right=6))
     assert wasserstein.item() == pytest.approx(6, rel=0.02)
     assert euclidean.item() == pytest.approx((blob - blob.roll(6, 3)).norm().item() / 2, rel=1e-3)
     figure, _ = notebook["panel"](blob, blob)
     assert any("averaged to 16 × 16" in text.get_text() for text in figure.axes[-1].texts)
+    plt.close(figure)
     explorer = notebook["explorer"]
     assert [text for text, _ in explorer.label.options] == ["all"]  # the folder has no classes
     explorer.source.value = "drawing"
     assert explorer.image().shape == (1, 3, 32, 32) and explorer.image().max() == 1
-    matplotlib.pyplot.close("all")
 
 
-def test_runs_without_ipywidgets(monkeypatch, data_dir):
+def test_runs_without_ipywidgets(monkeypatch, coloured):
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
-    matplotlib.pyplot.close("all")
-    notebook = run_notebook(data_dir=data_dir, number=5)
-    assert notebook["explorer"] is None and len(matplotlib.pyplot.get_fignums()) == 3
-    matplotlib.pyplot.close("all")
+    executed = execute("explore", run_dir=coloured.names["run_dir"])
+    assert executed.names["explorer"] is None and executed.pictures == 3
 
 
 def test_own_run_is_trained_once_gone_on_with_and_kept(notebook, tmp_path, capfd):
@@ -198,19 +165,14 @@ def test_own_run_is_trained_once_gone_on_with_and_kept(notebook, tmp_path, capfd
 
 
 @pytest.mark.parametrize("number", [-1, 10**6, 1.5])
-def test_number_of_no_image_is_refused(data_dir, number):
+def test_number_of_no_image_is_refused(notebook, number):
+    (code,) = [source(cell) for cell in cells(NBS / "explore.ipynb", "code") if cell["id"] == "changes"]
     with pytest.raises(ValueError, match=f"from 0 to 1.*got {number}"):
-        run_notebook(data_dir=data_dir, number=number)
-
-
-def test_papermill_shows_a_run_of_ones_own(tmp_path, coloured_run):
-    result = papermill(tmp_path, "explore.ipynb", run_dir=coloured_run, number=3)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert pictures_in(tmp_path / "out.ipynb") == 3 and "32 × 32" in (tmp_path / "out.ipynb").read_text()
+        exec(code, notebook | dict(number=number))
 
 
 def test_wrong_names_and_folders_are_refused(tmp_path):
     with pytest.raises(ValueError, match="did you mean 'run_dir'"):
-        run_notebook(run_dr="x")
+        execute("explore", run_dr="x")
     with pytest.raises(FileNotFoundError, match="has no checkpoints"):
-        run_notebook(run_dir=str(tmp_path))
+        execute("explore", run_dir=tmp_path)

@@ -1,40 +1,30 @@
 """The how-to notebooks, run as a reader would: from another folder, on their own settings but for few updates."""
 
 import difflib
+import gc
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-import nbformat
 import pytest
 import torch
 from conftest import ROOT
-from test_end_to_end import papermill, pictures_in, write_images
-from test_notebooks import cells, source
+from notebooks import NBS, cells, execute, source
+from test_end_to_end import write_images
 
-HOWTO = ROOT / "nbs" / "howto"
-EVERY = sorted(path.stem for path in HOWTO.glob("*.ipynb"))
+EVERY = ["cluster", "own_data", "own_gan", "own_metric"]
 
 
 def files_of_the_repository() -> set[Path]:
-    """All but what Python and git write by themselves."""
-    passing = {".git", "__pycache__", ".pytest_cache", ".ruff_cache", ".mypy_cache", ".hypothesis", ".venv"}
-    passing |= {"api", "_docs"}  # of a site built meanwhile
+    """All but what Python, git and tools write by themselves."""
+    passing = {"__pycache__", "api", "_docs", "build"}
     found = set()
     for folder, folders, names in os.walk(ROOT):
-        folders[:] = [name for name in folders if name not in passing]
+        folders[:] = [name for name in folders if name not in passing and not name.startswith(".")]
         found |= {Path(folder, name) for name in names}
     return found
-
-
-def run(notebook: str, where: Path, /, **parameters) -> str:
-    """The outputs of the notebook as papermill writes them."""
-    result = papermill(where, f"howto/{notebook}.ipynb", **parameters)
-    assert result.returncode == 0, result.stderr[-3000:]
-    executed = nbformat.read(where / "out.ipynb", as_version=4)
-    outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
-    return "\n".join(output.get("text", "") + str(output.get("data", {}).get("text/plain", "")) for output in outputs)
 
 
 @pytest.mark.parametrize(
@@ -50,16 +40,15 @@ def test_notebook_runs_and_leaves_nothing_behind(tmp_path, monkeypatch, notebook
     before = files_of_the_repository()
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    monkeypatch.setenv("TMPDIR", str(temporary))
-    text = run(notebook, tmp_path, steps=2, seed=1)
-    assert pictures_in(tmp_path / "out.ipynb") == pictures
-    assert not [word for word in words if word not in text]
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.chdir(tmp_path)
+    executed = execute(f"howto/{notebook}", steps=2, seed=1)
+    assert executed.pictures == pictures
+    assert not [word for word in words if word not in executed.text]
+    executed.names.clear()  # as when the kernel ends
+    gc.collect()
     assert files_of_the_repository() == before and not list(temporary.glob("tmp*/*"))
-    assert {path.name for path in tmp_path.iterdir()} == {"out.ipynb", "temporary"}
-
-
-def test_every_notebook_is_run():
-    assert EVERY == ["cluster", "own_data", "own_gan", "own_metric"]
+    assert [path.name for path in tmp_path.iterdir()] == ["temporary"]
 
 
 @pytest.mark.parametrize("notebook", EVERY)
@@ -68,27 +57,24 @@ def test_every_notebook_is_run():
     [(dict(step=3), "did you mean 'steps'"), (dict(steps="soon"), "steps must be an integer, got 'soon'")],
 )
 def test_unknown_and_bad_parameters_stop_the_notebook(notebook, given, words):
-    """The first two cells, as papermill runs them with parameters in between."""
-    parameters, settings = map(source, cells(HOWTO / f"{notebook}.ipynb", "code")[:2])
-    namespace = {}
-    exec(parameters, namespace)
     with pytest.raises(ValueError, match=words):
-        exec(settings, namespace | given)
+        execute(f"howto/{notebook}", **given)
 
 
 def test_the_penalty_takes_three_lines():
-    sources = {cell["id"]: source(cell).splitlines() for cell in cells(HOWTO / "own_gan.ipynb", "code")}
+    sources = {cell["id"]: source(cell).splitlines() for cell in cells(NBS / "howto" / "own_gan.ipynb", "code")}
     plain, changed = ([line for line in sources[f"{kind}-training"] if line] for kind in ("plain", "changed"))
     difference = [line for line in difflib.ndiff(plain, changed) if line[0] in "+-"]
     assert [line[0] for line in difference].count("+") == 3 and [line[0] for line in difference].count("-") == 1
     assert not any("wwgan" in line for name in ("images-and-networks", "plain-penalty") for line in sources[name])
 
 
-def test_a_folder_of_ones_own_keeps_its_run(tmp_path):
+def test_a_folder_of_ones_own_keeps_its_run(tmp_path, monkeypatch):
     """As the command in the notebook: the run is where runs are kept, here because the working folder says so."""
     (tmp_path / "settings.ini").write_text("[DEFAULT]\nlib_name = wwgan\n")
     write_images(tmp_path / "mine", (20, 24), 12)
-    run("own_data", tmp_path, folder="mine", size=16, steps=1)
+    monkeypatch.chdir(tmp_path)
+    execute("howto/own_data", folder="mine", size=16, steps=1)
     (made,) = (tmp_path / "data" / "runs").iterdir()
     assert (made / "samples" / "step_0000001.png").exists()
 

@@ -8,15 +8,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from PIL import Image
+from test_end_to_end import write_images
+
+from wwgan.settings import make_config
+from wwgan.training import train
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
 COMMANDS = [line for kind, block in BLOCKS if kind == "sh" for line in block.replace("\\\n    ", "").splitlines()]
+(TEN_LINES,) = [block for kind, block in BLOCKS if kind == "python"]
 SMOKE = dict(size=16, width=4, latent_dim=4, batch_size=8, critic_steps=1, steps=1, device="cpu")
 
 
@@ -25,22 +28,18 @@ def test_every_block_is_of_a_kind_that_is_run():
 
 
 def test_python_runs_as_printed():
-    (code,) = [block for kind, block in BLOCKS if kind == "python"]
     torch.manual_seed(0)
     namespace = {}
-    exec(code, namespace)
+    exec(TEN_LINES, namespace)
     assert namespace["penalty"].norm.shape == (8,) and namespace["loss"].isfinite()
-    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    assert len([line for line in TEN_LINES.splitlines() if line.strip()]) <= 10
 
 
 @pytest.fixture
 def pictures(tmp_path) -> Path:
     """A folder with pictures, and with data/cifar10 and a run where README has them."""
-    random = np.random.default_rng(0)
     for folder in (tmp_path / "my" / "pictures", tmp_path / "data" / "cifar10" / "train" / "cat"):
-        folder.mkdir(parents=True)
-        for k in range(16):
-            Image.fromarray(random.integers(0, 255, (64, 64, 3), np.uint8)).save(folder / f"{k}.png")
+        write_images(folder, (64, 64), 16)
     return tmp_path
 
 
@@ -73,13 +72,14 @@ def test_command_runs_at_smoke_size(command, pictures):
     here = dict(data_dir=pictures / "data", run_dir=pictures / "run")
     if "--resume" in command:
         folder = re.search(r"--run_dir (\S+)", command).group(1)
-        first = options("--", **SMOKE | here | dict(run_dir=folder, dataset="folder:my/pictures"))
-        run("python -m wwgan.training", pictures, *first)
+        begun = SMOKE | here | dict(run_dir=pictures / folder, dataset=f"folder:{pictures / 'my' / 'pictures'}")
+        train(make_config(**begun), progress=False)
         run(command, pictures, "--steps", "2")
+        assert (pictures / folder / "samples" / "step_0000002.png").exists()
         return
     flag = "-p " if command.startswith("papermill") else "--"
     run(command, pictures, *options(flag, **SMOKE | here))
-    assert (pictures / "run" / "config.json").exists()
+    assert (pictures / "run" / "samples" / "step_0000001.png").exists()
 
 
 def test_the_environment_that_make_sets_up_is_the_one_to_activate():

@@ -122,7 +122,8 @@ def sidebar(documents):
 def prepare_notebook(app, docname, source):
     """Takes nbdev's directives out of the cells, marks what they export, and gives the root page the sidebar.
 
-    Links to Markdown files that are no pages, such as the README, become downloads.
+    Links to modules lead to their reference; those to Markdown files that are no pages, such as the README, become
+    downloads.
     """
     if Path(app.env.doc2path(docname)).suffix != ".ipynb":
         return
@@ -133,7 +134,9 @@ def prepare_notebook(app, docname, source):
             cell["metadata"].setdefault("tags", []).append("exported")
         cell["source"] = "\n".join(line for line in lines if not line.startswith("#|"))
         if cell["cell_type"] == "markdown":
-            cell["source"] = re.sub(r"\]\((?=\.\./[^)]+\.md\))", "](path:", cell["source"])
+            text = re.sub(r"\]\((?=\.\./[^)]+\.md\))", "](path:", cell["source"])
+            reference = lambda link: f"](/api/{link[1].replace('/', '.')}.rst)"
+            cell["source"] = re.sub(r"\]\((?:\.\./)+wwgan/([\w/]+)\.py\)", reference, text)
     notebook["cells"] = [cell for cell in notebook["cells"] if cell["source"]]
     if docname == app.config.root_doc:
         contents = sidebar(app.env.found_docs)
