@@ -6,7 +6,7 @@ import torch
 
 from wwgan import step
 from wwgan.data import load_images
-from wwgan.distributed import joined_processes, process_rank
+from wwgan.distributed import joined_processes, rank
 from wwgan.settings import make_config
 from wwgan.step import TrainState, update
 
@@ -23,7 +23,7 @@ def main(path: str, data_dir: str, *options: str) -> None:
         state = TrainState(config, images.shape[1], torch.device("cpu"))
         for _ in range(3):
             update(state, images, config.ground())
-        if process_rank() == 0:
+        if rank() == 0:
             networks = dict(generator=state.generator, critic=state.critic, averaged=state.averaged)
             torch.save({name: network.state_dict() for name, network in networks.items()}, path)
 

@@ -155,7 +155,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_update(tmp_path, data_
     ],
 )
 def test_what_several_processes_cannot_do_is_refused(smoke, monkeypatch, given, words):
-    monkeypatch.setattr(training, "process_count", lambda: 2)
-    monkeypatch.setattr(training, "process_rank", lambda: 1)
+    monkeypatch.setattr(training, "world_size", lambda: 2)
+    monkeypatch.setattr(training, "rank", lambda: 1)
     with pytest.raises(ValueError, match=words):
         preflight(smoke(**given))

@@ -29,14 +29,14 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
-def process_count() -> int:
+def world_size() -> int:
     """Number of processes that train together; 1 unless torch.distributed was initialised."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def process_rank() -> int:
+def rank() -> int:
     """Number of this process among those that train together; the first, 0, writes the run folder."""
-    return dist.get_rank() if process_count() > 1 else 0
+    return dist.get_rank() if world_size() > 1 else 0
 
 
 @contextmanager
@@ -49,10 +49,10 @@ def joined_processes(device: str = "auto", timeout: float = 4 * 3600.0) -> Itera
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return
-    place = pick_device(device)
-    if place.type == "cuda":
-        torch.cuda.set_device(place)
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout))
+    found = pick_device(device)
+    if found.type == "cuda":
+        torch.cuda.set_device(found)
+    dist.init_process_group("nccl" if found.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout))
     try:
         yield
     finally:
@@ -62,27 +62,27 @@ def joined_processes(device: str = "auto", timeout: float = 4 * 3600.0) -> Itera
 @contextmanager
 def first_process_first() -> Iterator[None]:
     """The first process goes through here before the others: it prepares the data, they find them."""
-    if process_rank() > 0:
+    if rank() > 0:
         dist.barrier()
     yield
-    if process_count() > 1 and process_rank() == 0:
+    if world_size() > 1 and rank() == 0:
         dist.barrier()
 
 
 def over_processes(values: Tensor, how: str = "avg") -> Tensor:
     """Mean ("avg") or largest ("max") over processes, of each entry."""
-    if process_count() > 1:
+    if world_size() > 1:
         dist.all_reduce(values, dist.ReduceOp.MAX if how == "max" else dist.ReduceOp.SUM)
-        values = values / process_count() if how == "avg" else values
+        values = values / world_size() if how == "avg" else values
     return values
 
 
 @torch.no_grad()
-def average_gradients(network: nn.Module, processes: int) -> None:
+def average_gradients(network: nn.Module) -> None:
     """Means of the parameters' gradients over processes, in one reduction; gradients in images stay within theirs."""
-    if processes > 1:
+    if world_size() > 1:
         gradients = [p.grad for p in network.parameters() if p.grad is not None]
         joint = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(joint)
-        for gradient, part in zip(gradients, (joint / processes).split([g.numel() for g in gradients])):
+        for gradient, part in zip(gradients, (joint / world_size()).split([g.numel() for g in gradients])):
             gradient.copy_(part.view(gradient.shape))

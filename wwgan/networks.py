@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import leaky_relu
 from torch.nn.init import normal_, xavier_uniform_, zeros_
 
-from .distributed import process_count
+from .distributed import world_size
 from .files import unknown_name
 
 # %% ../nbs/method/05_networks.ipynb #check_shape
@@ -130,11 +130,11 @@ class BatchNorm2d(nn.BatchNorm2d):
     momentum: float
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._joint(x) if self.training and process_count() > 1 else super().forward(x)
+        return self._joint(x) if self.training and world_size() > 1 else super().forward(x)
 
     def _joint(self, x: Tensor) -> Tensor:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        n = x.numel() // x.shape[1] * process_count()
+        n = x.numel() // x.shape[1] * world_size()
         mean = _SumOverProcesses.apply(wide.sum((0, 2, 3))) / n
         centred = wide - mean[:, None, None]
         variance = _SumOverProcesses.apply(centred.square().sum((0, 2, 3))) / n

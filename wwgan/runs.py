@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .data import to_uint8
-from .distributed import process_count
+from .distributed import world_size
 from .evaluation import FEATURES, main_score
 from .files import content_hash, project_root, read_json, write_atomically, write_json
 from .settings import TrainConfig
@@ -138,8 +138,8 @@ def _version(package: str) -> str | None:
 
 def _rows_by_process(config: TrainConfig) -> list[tuple[int, int]]:
     """First row and the one after the last of each process in a joint batch."""
-    share = config.batch_size // process_count()
-    return [(rank * share, (rank + 1) * share) for rank in range(process_count())]
+    share = config.batch_size // world_size()
+    return [(rank * share, (rank + 1) * share) for rank in range(world_size())]
 
 
 def provenance(config: TrainConfig, images: Tensor, device: torch.device) -> dict[str, Any]:

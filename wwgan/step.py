@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .data import sample_images, to_uint8
-from .distributed import average_gradients, process_count, process_rank
+from .distributed import average_gradients, rank, world_size
 from .networks import make_networks
 from wwgan.penalty import (
     Euclidean,
@@ -117,7 +117,7 @@ class TrainState:
         )
         self.random = torch.Generator(device).manual_seed(stream_seed(config.seed, "training"))
         self.config, self.device, self.channels = config, device, channels
-        self.rank, self.processes = process_rank(), process_count()
+        self.rank, self.world_size = rank(), world_size()
         self.step, self.critic_updates, self.seconds = 0, 0, 0.0
         self.losses: dict[str, Tensor] = {}  # the latest value of each
         self.fake_images, self.critic_losses, self.generator_loss = fake_images, critic_losses, generator_loss
@@ -135,7 +135,7 @@ class TrainState:
 
     def rows(self, batch: Tensor) -> Tensor:
         """This process's rows of a joint batch, which all processes draw alike; all rows of a single process."""
-        return batch.chunk(self.processes)[self.rank]
+        return batch.chunk(self.world_size)[self.rank]
 
     def latent(self, n: int, random: torch.Generator | None = None) -> Tensor:
         """n standard normal latent vectors (n, latent_dim), from the run's random state unless another is given."""
@@ -226,7 +226,7 @@ def critic_step(state: TrainState, images: Tensor, ground: GroundMetric) -> dict
     x = points_between(state, real, fake, ground) if due else None
     losses = state.critic_losses(state.critic, real, fake, x, ground, config)
     losses["critic_loss"].backward()
-    average_gradients(state.critic, state.processes)
+    average_gradients(state.critic)
     state.critic_optimizer.step()
     state.critic_updates += 1
     return _keep(state, losses)
@@ -242,7 +242,7 @@ def generator_step(state: TrainState) -> dict[str, Tensor]:
         z = state.rows(state.latent(config.batch_size))
         loss = state.generator_loss(state.generator, state.critic, z, config)
         loss.backward()
-    average_gradients(state.generator, state.processes)
+    average_gradients(state.generator)
     state.generator_optimizer.step()
     if state.averaged:
         _update_average(state.averaged, state.generator, config.ema)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .data import load_images
-from .distributed import first_process_first, joined_processes, over_processes, pick_device, process_count, process_rank
+from .distributed import first_process_first, joined_processes, over_processes, pick_device, rank, world_size
 from .evaluation import Evaluator, check_features
 from .files import project_root, unknown_name
 from .plots import write_report
@@ -120,11 +120,11 @@ def preflight(config: TrainConfig) -> torch.device:
         settings = Path(config.run_dir) / "config.json"
         if config.resume and not settings.is_file():
             raise FileNotFoundError(f"nothing to resume: {settings} does not exist")
-        if not config.resume and process_rank() == 0:
+        if not config.resume and rank() == 0:
             check_free(settings.parent, config.data_dir)
-    if config.batch_size % process_count():
-        raise ValueError(f"batch_size must be a multiple of the {process_count()} processes, got {config.batch_size}")
-    if config.compile and process_count() > 1:
+    if config.batch_size % world_size():
+        raise ValueError(f"batch_size must be a multiple of the {world_size()} processes, got {config.batch_size}")
+    if config.compile and world_size() > 1:
         raise ValueError("compiled steps are for a single process: leave out compile, or torchrun")
     device = pick_device(config.device)
     if config.eval_interval:
@@ -282,7 +282,7 @@ def _write_down(
 
 def _asked_to_stop(stop: list[int], state: TrainState) -> bool:
     """Whether this process or another one was: all must stop after the same update."""
-    if state.processes == 1:
+    if state.world_size == 1:
         return bool(stop)
     return bool(over_processes(torch.tensor(float(bool(stop)), device=state.device), "max"))
 
@@ -354,16 +354,16 @@ def train(config: TrainConfig, progress: bool = True) -> Run:
     try:
         return _train(config, device, progress)
     except RuntimeError as error:
-        if process_count() == 1:
+        if world_size() == 1:
             raise
         raise RuntimeError(
-            f"process {process_rank()} of {process_count()} ended, because it or another one failed or was lost "
+            f"process {rank()} of {world_size()} ended, because it or another one failed or was lost "
             f"({str(error).splitlines()[0]}). Go on from the last checkpoint with resume=true and run_dir."
         ) from error
 
 
 def _train(config: TrainConfig, device: torch.device, progress: bool) -> Run:
-    writes = process_rank() == 0
+    writes = rank() == 0
     resumed = Path(config.run_dir) if config.resume and config.run_dir else None
     with ExitStack() as stack:
         if resumed and writes:
@@ -378,7 +378,7 @@ def _train(config: TrainConfig, device: torch.device, progress: bool) -> Run:
         state = TrainState(config, images.shape[1], device)
         if checkpoint:
             state.load_state_dict(checkpoint)
-        if state.processes > 1:
+        if state.world_size > 1:
             _check_same_everywhere(state, origin)
         if device.type == "cpu":
             keep_memory()
