@@ -24,7 +24,7 @@ def main(path: str, data_dir: str, *options: str) -> None:
         for _ in range(3):
             update(state, images, config.ground())
         if rank() == 0:
-            networks = dict(generator=state.generator, critic=state.critic, averaged=state.averaged)
+            networks = dict(generator=state.generator, critic=state.critic, averaged=state.ema)
             torch.save({name: network.state_dict() for name, network in networks.items()}, path)
 
 

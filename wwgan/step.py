@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -71,11 +71,7 @@ def generator_loss(generator: nn.Module, critic: nn.Module, z: Tensor, config: "
         return -critic(generator(z).float()).float().mean()
 
 
-_Arguments = ParamSpec("_Arguments")
-_Result = TypeVar("_Result")
-
-
-def compiled(function: Callable[_Arguments, _Result], device: torch.device) -> Callable[_Arguments, _Result]:
+def compiled(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
     """The function compiled by torch.compile; on a GPU its kernels are recorded and replayed as CUDA graphs."""
     return torch.compile(function, mode="reduce-overhead" if device.type == "cuda" else "default")
 
@@ -98,7 +94,7 @@ def memory_format(config: "TrainConfig") -> torch.memory_format:
     return torch.channels_last if config.channels_last else torch.contiguous_format
 
 # %% ../nbs/method/06_step.ipynb #train_state
-CHECKPOINT_PARTS = ("generator", "critic", "averaged", "generator_optimizer", "critic_optimizer")
+CHECKPOINT_PARTS = ("generator", "critic", "averaged", "generator_optimizer", "critic_optimizer")  # "averaged": the EMA
 
 
 class TrainState:
@@ -111,7 +107,7 @@ class TrainState:
         self.generator, self.critic = (
             network.to(device).to(memory_format=memory_format(config)) for network in networks
         )
-        self.averaged = copy.deepcopy(self.generator).requires_grad_(False) if config.ema else None
+        self.ema = copy.deepcopy(self.generator).requires_grad_(False) if config.ema else self.generator
         self.generator_optimizer, self.critic_optimizer = (
             torch.optim.Adam(network.parameters(), lr=config.lr, betas=config.betas, fused=True) for network in networks
         )
@@ -120,18 +116,17 @@ class TrainState:
         self.rank, self.world_size = rank(), world_size()
         self.step, self.critic_updates, self.seconds = 0, 0, 0.0
         self.losses: dict[str, Tensor] = {}  # the latest value of each
-        self.fake_images, self.critic_losses, self.generator_loss = fake_images, critic_losses, generator_loss
+        functions: list[Callable[..., Any]] = [fake_images, critic_losses, generator_loss]
         if config.compile:
             blank = torch.zeros(1, channels, config.size, config.size, device=device)
             config.ground().squared_norm(blank, blank)  # what it keeps must not be made inside a recorded graph
-            self.fake_images = compiled(fake_images, device)
-            self.critic_losses = compiled(critic_losses, device)
-            self.generator_loss = compiled(generator_loss, device)
+            functions = [compiled(function, device) for function in functions]
+        self.fake_images, self.critic_losses, self.generator_loss = functions
 
-    @property
-    def sampler(self) -> nn.Module:
-        """The generator to draw samples from: the averaged one if there is one."""
-        return self.averaged or self.generator
+    def parts(self) -> dict[str, Any]:
+        """What a checkpoint holds the state_dict of, by name; without a decay the EMA is the generator itself."""
+        parts = (self.generator, self.critic, self.ema, self.generator_optimizer, self.critic_optimizer)
+        return {name: part for name, part in zip(CHECKPOINT_PARTS, parts) if name != "averaged" or self.config.ema}
 
     def rows(self, batch: Tensor) -> Tensor:
         """This process's rows of a joint batch, which all processes draw alike; all rows of a single process."""
@@ -143,8 +138,7 @@ class TrainState:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain containers and tensors only, so that a checkpoint can be read without running code from it."""
-        parts = {name: getattr(self, name).state_dict() for name in CHECKPOINT_PARTS if getattr(self, name) is not None}
-        return parts | dict(
+        return {name: part.state_dict() for name, part in self.parts().items()} | dict(
             config=asdict(self.config),
             channels=self.channels,
             step=self.step,
@@ -157,9 +151,8 @@ class TrainState:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a checkpoint. On another kind of device the random stream starts anew from seed and step."""
-        for name in CHECKPOINT_PARTS:
-            if getattr(self, name) is not None:
-                getattr(self, name).load_state_dict(state[name])
+        for name, part in self.parts().items():
+            part.load_state_dict(state[name])
         for optimizer in (self.generator_optimizer, self.critic_optimizer):
             _lay_out_as_parameters(optimizer)
         self.step, self.seconds = state["step"], state["seconds"]
@@ -187,9 +180,9 @@ def real_images(state: TrainState, images: Tensor, random: torch.Generator | Non
 
 
 @torch.no_grad()
-def _update_average(averaged: nn.Module, network: nn.Module, decay: float) -> None:
+def _update_ema(ema: nn.Module, network: nn.Module, decay: float) -> None:
     """Weights and batch norm statistics: decay * average + (1 - decay) * now. torch's AveragedModel waits for a GPU."""
-    for average, now in zip(averaged.state_dict().values(), network.state_dict().values()):
+    for average, now in zip(ema.state_dict().values(), network.state_dict().values()):
         average.lerp_(now, 1 - decay) if average.is_floating_point() else average.copy_(now)
 
 
@@ -233,7 +226,7 @@ def critic_step(state: TrainState, images: Tensor, ground: GroundMetric) -> dict
 
 
 def generator_step(state: TrainState) -> dict[str, Tensor]:
-    """One generator update, and the update of its average. Returns "generator_loss", a scalar on the device."""
+    """One generator update, and the update of its EMA. Returns "generator_loss", a scalar on the device."""
     config = state.config
     state.generator_optimizer.zero_grad()
     if config.compile:
@@ -244,8 +237,8 @@ def generator_step(state: TrainState) -> dict[str, Tensor]:
         loss.backward()
     average_gradients(state.generator)
     state.generator_optimizer.step()
-    if state.averaged:
-        _update_average(state.averaged, state.generator, config.ema)
+    if config.ema:
+        _update_ema(state.ema, state.generator, config.ema)
     return _keep(state, dict(generator_loss=loss))
 
 
@@ -301,14 +294,14 @@ def generate(generator: nn.Module, z: Tensor) -> Tensor:
 
 def draw_samples(state: TrainState, n: int = 64) -> Tensor:
     """n generated images (n, C, H, W) in [-1, 1] from the run's fixed latent batch."""
-    return generate(state.sampler, state.latent(n, fixed_random(state, "samples")))
+    return generate(state.ema, state.latent(n, fixed_random(state, "samples")))
 
 
 def draw_many(state: TrainState, n: int, batch_size: int = 250) -> Tensor:
     """n generated images, uint8 (n, C, H, W) on the run's device, from latent vectors that stay the same all run."""
     random = fixed_random(state, "evaluation")
     batches = (state.latent(len(part), random) for part in torch.arange(n).split(batch_size))
-    return torch.cat([to_uint8(generate(state.sampler, z)) for z in batches])
+    return torch.cat([to_uint8(generate(state.ema, z)) for z in batches])
 
 # %% ../nbs/method/06_step.ipynb #gradient_norms
 def gradient_norms(

@@ -88,7 +88,7 @@ class Run:
     @property
     def generator(self) -> nn.Module:
         """z (B, latent_dim) -> images (B, C, H, W) in [-1, 1]: the averaged generator if the run keeps one."""
-        return self.state.sampler
+        return self.state.ema
 
     @property
     def critic(self) -> nn.Module:
