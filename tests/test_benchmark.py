@@ -15,6 +15,7 @@ from wwgan.evidence.cost import (
     PlainLoop,
     Way,
     contestants,
+    hand_memory_back,
     interleaved,
     main,
     operations_of,
@@ -30,7 +31,6 @@ from wwgan.files import write_json
 from wwgan.penalty import Wasserstein
 from wwgan.settings import TrainConfig
 from wwgan.step import TrainState, critic_losses
-from wwgan.training import hand_memory_back
 
 CPU = torch.device("cpu")
 

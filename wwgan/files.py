@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -110,6 +110,29 @@ def write_json(path: Path, value: object) -> None:
     """Write plain values as JSON to `path`, whole or not at all; its folder is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file with one a line; none if it is not there. A last line cut short is left out.
+
+    Each must have an integer "step": ValueError naming file and line for others.
+    """
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(json.loads(line))
+            if type(found[-1]["step"]) is not int:
+                raise TypeError
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise ValueError(f"line {number} of {path} must be an object with a step, got {line[:80]!r}") from None
+    return found
+
+
+def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Write objects as JSON, one a line, whole or not at all."""
+    text = "".join(json.dumps(line) + "\n" for line in lines)
     write_atomically(path, lambda file: file.write(text.encode()))
 
 

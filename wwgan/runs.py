@@ -1,86 +1,107 @@
-"""What a training run writes down, and how it is found whole again whatever ended the run."""
+"""The folder of a training run: what is written down, and how it is found whole again whatever ended the run."""
 
-import hashlib
-import io
 import json
 import math
-import platform
-import re
-import subprocess
-import sys
+import os
+import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, fields
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .checkpoints import checkpoints as checkpoints  # all of a run folder is found here
+from .checkpoints import config_of, remove_checkpoint, tidy
+from .checkpoints import load_checkpoint as load_checkpoint
+from .checkpoints import numbered_files as numbered_files
+from .checkpoints import read_checkpoint as read_checkpoint
+from .checkpoints import save_checkpoint as save_checkpoint
 from .data import to_uint8
-from .distributed import world_size
+from .distributed import pick_device
 from .evaluation import FEATURES, main_score
-from .files import content_hash, project_root, read_json, write_atomically, write_json
-from .settings import TrainConfig
-from .step import CHECKPOINT_PARTS
+from .files import check_names, project_root, read_json, read_lines, write_atomically, write_json, write_lines
+from .provenance import check_same_images as check_same_images
+from .provenance import provenance as provenance
+from .provenance import read_provenance as read_provenance
+from .settings import SETTINGS, TrainConfig, make_config, read_setting
+from .step import TrainState
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
-MAY_CHANGE = (
-    "data_dir",
-    "device",
-    "channels_last",
-    "compile",
-    "steps",
-    "log_interval",
-    "sample_interval",
-    "checkpoint_interval",
-    "eval_interval",
-    "eval_weights",
-    "run_dir",
-    "resume",
+CONTENTS = dict(  # of a run folder
+    settings="config.json",
+    provenance="provenance.json",
+    metrics="metrics.jsonl",
+    evaluations="evaluations.jsonl",
+    samples="samples/*.png",
+    checkpoints="checkpoints/*.pt",
+    tensorboard="events.*",
 )
+LOCAL = ("data_dir", "device", "eval_weights", "run_dir", "resume")  # of this machine, no part of what a run is
+MAY_CHANGE = (  # when a run is resumed
+    *LOCAL,
+    *("channels_last", "compile", "steps"),
+    *("log_interval", "sample_interval", "checkpoint_interval", "eval_interval"),
+)
+
+
+def differing(stored: TrainConfig, now: TrainConfig, may_differ: Collection[str] = LOCAL) -> str:
+    """The settings that differ and may not, as "lr 0.1 -> 0.2; steps 3 -> 4"; empty if there is none."""
+    pairs = {name: (getattr(stored, name), getattr(now, name)) for name in SETTINGS if name not in may_differ}
+    return "; ".join(f"{name} {one!r} -> {other!r}" for name, (one, other) in pairs.items() if one != other)
 
 
 def check_same_run(stored: TrainConfig, now: TrainConfig) -> None:
     """Raises ValueError naming each setting that differs and may not change when a run is resumed."""
-    differing = [
-        f"{f.name} {getattr(stored, f.name)!r} -> {getattr(now, f.name)!r}"
-        for f in fields(TrainConfig)
-        if f.name not in MAY_CHANGE and getattr(stored, f.name) != getattr(now, f.name)
-    ]
-    if differing:
-        raise ValueError(f"a resumed run keeps its settings, these differ: {'; '.join(differing)}")
+    if found := differing(stored, now, MAY_CHANGE):
+        raise ValueError(f"a resumed run keeps its settings, these differ: {found}")
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file with one a line; none if it is not there. A last line cut short is left out."""
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    found = []
-    for number, line in enumerate(lines, 1):
-        try:
-            found.append(json.loads(line))
-            if type(found[-1]["step"]) is not int:
-                raise TypeError
-        except (ValueError, TypeError, KeyError, RecursionError):
-            raise ValueError(f"line {number} of {path} must be an object with a step, got {line[:80]!r}") from None
-    return found
+def read_config(run_dir: str | Path) -> TrainConfig:
+    """The settings in a run folder's config.json. Raises FileNotFoundError or ValueError where it holds none."""
+    path = Path(run_dir) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no run: {path} does not exist")
+    stored = read_json(path)
+    if isinstance(stored, dict) and not {"dataset", "penalty", "steps"} <= stored.keys():
+        raise ValueError(f"{path} does not hold the settings of a run: it must have dataset, penalty and steps")
+    return config_of(stored, path)
+
+
+def run_config(preset: str | None = None, **given: Any) -> TrainConfig:
+    """Settings from the parameters of a notebook or a command line; a value of None counts as not given.
+
+    As `make_config` makes them; with resume and run_dir, those of that run and what is given, without a preset.
+    Raises ValueError for names and values that are wrong, FileNotFoundError where there is nothing to resume.
+    """
+    check_names(given, ["preset", *SETTINGS])
+    given = {name: value for name, value in given.items() if value is not None}
+    if not read_setting("resume", bool, given.get("resume", False)):
+        return make_config(preset, **given)
+    if preset is not None:
+        raise ValueError(f"a resumed run has its settings already: leave out preset, got {preset!r}")
+    if "run_dir" not in given:
+        raise ValueError("resume needs run_dir, the folder of the run to go on with")
+    run_dir = Path(read_setting("run_dir", str, given["run_dir"])).expanduser()
+    return TrainConfig(**asdict(read_config(run_dir)) | given)
 
 
 def read_metrics(run_dir: str | Path) -> list[dict[str, float]]:
     """The lines of a run's metrics.jsonl, oldest first; none before it begins."""
-    return _read_lines(Path(run_dir) / "metrics.jsonl")
+    return read_lines(Path(run_dir) / "metrics.jsonl")
 
 
 def read_evaluations(run_dir: str | Path) -> list[dict[str, Any]]:
     """The lines of a run's evaluations.jsonl, oldest first: "step", "seconds", and what `Evaluator` returns."""
     path = Path(run_dir) / "evaluations.jsonl"
-    lines = _read_lines(path)
+    lines = read_lines(path)
     for line in lines:
         if not _has_scores(line):
             raise ValueError(
@@ -106,104 +127,49 @@ def best_evaluation(evaluations: Iterable[Mapping[str, Any]]) -> Mapping[str, An
     return min(evaluations, key=main_score)
 
 
-def numbered_files(folder: str | Path, kind: str, ending: str) -> dict[int, Path]:
-    """Generator update -> file, for the files <kind>_<update><ending> that a run wrote there; others do not count."""
-    found = {}
-    for path in Path(folder).glob(f"{kind}_*{ending}"):
-        if match := re.fullmatch(rf"{kind}_(\d{{7,}})", path.stem):
-            found[int(match[1])] = path
-    return dict(sorted(found.items()))
-
-
 def sample_grids(run_dir: str | Path) -> list[Path]:
     """The pictures of generated images of a run, oldest first; foreign files beside them do not count."""
     return list(numbered_files(Path(run_dir) / "samples", "step", ".png").values())
 
 
-def _git(*arguments: str) -> str | None:
-    """Output of git in the folder of this package's source; None without git or outside a checkout."""
-    try:
-        run = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired, NameError):  # NameError: a notebook has no __file__
-        return None
-    return run.stdout.strip() if run.returncode == 0 else None
+@dataclass
+class Run:
+    """A training run. state: networks and random state. run_dir: its folder; None in processes that do not write.
+
+    history, evaluations: the lines of metrics.jsonl and of evaluations.jsonl.
+    """
+
+    state: TrainState
+    run_dir: Path | None
+    history: list[dict[str, float]]
+    evaluations: list[dict[str, Any]]
+
+    @property
+    def config(self) -> TrainConfig:
+        return self.state.config
+
+    @property
+    def generator(self) -> nn.Module:
+        """z (B, latent_dim) -> images (B, C, H, W) in [-1, 1]: the EMA of the generator if the run keeps one."""
+        return self.state.ema
+
+    @property
+    def critic(self) -> nn.Module:
+        """Images (B, C, H, W) in [-1, 1] -> scores (B,)."""
+        return self.state.critic
+
+    @property
+    def samples(self) -> list[Path]:
+        """The sample grids, oldest first; none without a folder."""
+        return sample_grids(self.run_dir) if self.run_dir else []
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _rows_by_process(config: TrainConfig) -> list[tuple[int, int]]:
-    """First row and the one after the last of each process in a joint batch."""
-    share = config.batch_size // world_size()
-    return [(rank * share, (rank + 1) * share) for rank in range(world_size())]
-
-
-def provenance(config: TrainConfig, images: Tensor, device: torch.device) -> dict[str, Any]:
-    """Where a run's numbers come from: code, versions, device, seed and the very images it saw."""
-    tracked = _git("ls-files", "__init__.py")  # empty when the package is installed inside somebody else's checkout
-    return dict(
-        git_commit=_git("rev-parse", "HEAD") if tracked else None,
-        git_dirty=bool(_git("status", "--porcelain")) if tracked else None,
-        versions={"python": platform.python_version()}
-        | {name: _version(name) for name in ("wwgan", "torch", "torchvision", "numpy")},
-        device=torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{device.type}, {torch.get_num_threads()} threads",
-        platform=f"{platform.system()} {platform.machine()}",
-        seed=config.seed,
-        processes=[dict(rank=rank, rows=list(rows)) for rank, rows in enumerate(_rows_by_process(config))],
-        dataset=config.dataset,
-        dataset_shape=list(images.shape),
-        dataset_sha256=content_hash(images),
-        started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    )
-
-
-def check_same_images(run_dir: Path, origin: Mapping[str, Any]) -> None:
-    """Raises ValueError unless the images are those that the run in `run_dir` began with."""
-    path = run_dir / "provenance.json"
-    if not path.exists():  # cut off before it was written
-        return
-    began = read_json(path)
-    if not isinstance(began, dict) or not {"dataset_sha256", "dataset_shape"} <= began.keys():
-        raise ValueError(f"{path} does not say which images the run began with")
-    if began["dataset_sha256"] != origin["dataset_sha256"]:
-        raise ValueError(
-            f"the images of {origin['dataset']} are not those this run began with: "
-            f"shape {began['dataset_shape']} then, {origin['dataset_shape']} now, or other contents"
-        )
-
-
-def check_free(folder: Path, data_dir: str | Path | None) -> None:
-    """ValueError unless a new run may be written to the folder: not there, or with hidden files and the data alone."""
-    data = {Path(data_dir).absolute(), *Path(data_dir).absolute().parents} if data_dir else set()
-    used = any(not x.name.startswith(".") and x.absolute() not in data for x in folder.glob("*"))
-    if folder.exists() and not folder.is_dir() or used:
-        raise ValueError(
-            f"{folder} exists and is not empty: name another run_dir, or go on with that run by resume=true"
-        )
-
-
-@contextmanager
-def only_process(folder: Path) -> Iterator[None]:
-    """While in here no other process writes the run folder: ValueError if one does. Ends with the process, always."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(
-            f"{folder} is being written by another process: wait for it, or name another run_dir"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
+def load_run(run_dir: str | Path, device: str = "auto", best: bool = False) -> Run:
+    """A recorded run at its newest or best checkpoint, to draw samples from. Raises as `read_checkpoint`."""
+    checkpoint = read_checkpoint(run_dir, best)
+    state = TrainState(TrainConfig(**checkpoint["config"]), checkpoint["channels"], pick_device(device))
+    state.load_state_dict(checkpoint)
+    return Run(state, Path(run_dir), read_metrics(run_dir), read_evaluations(run_dir))
 
 
 def make_run_folder(config: TrainConfig) -> Path:
@@ -222,81 +188,66 @@ def make_run_folder(config: TrainConfig) -> Path:
     raise FileExistsError(f"no free name like {folder}")
 
 
-def _checksum_of(path: Path) -> Path:
-    return path.with_name(f"{path.name}.sha256")
+def check_free(folder: Path) -> None:
+    """ValueError unless a new run may be written to the folder: not there, or with nothing but hidden files."""
+    if folder.exists() and not folder.is_dir() or any(not x.name.startswith(".") for x in folder.glob("*")):
+        raise ValueError(
+            f"{folder} exists and is not empty: name another run_dir, or go on with that run by resume=true"
+        )
 
 
-def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
-    """Write plain containers and tensors, and first, beside them, their checksum as `sha256sum --check` reads it."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    line = f"{hashlib.sha256(buffer.getbuffer()).hexdigest()}  {path.name}\n"
-    write_atomically(_checksum_of(path), lambda file: file.write(line.encode()))
-    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+@contextmanager
+def only_process(folder: Path) -> Iterator[None]:
+    """While in here no other process writes the run folder: ValueError if one does. Ends with the process, always.
 
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """What `save_checkpoint` wrote. Only tensors and plain containers are loaded, never code.
-
-    Raises ValueError for a file that has no checksum or another one, or that holds no checkpoint of a run.
+    It may be entered again by the same thread.
     """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / ".lock", is_singleton=True)
     try:
-        data, expected = path.read_bytes(), _checksum_of(path).read_text(encoding="utf-8")[:64]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} or its checksum cannot be read: {error}") from None
-    if hashlib.sha256(data).hexdigest() != expected:
-        raise ValueError(f"{path} is damaged: its checksum is not the one in {_checksum_of(path).name}")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"{folder} is being written by another process: wait for it, or name another run_dir"
+        ) from None
     try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        config = TrainConfig(**content["config"])
-        wanted = {*CHECKPOINT_PARTS, "channels", "step", "critic_updates", "seconds", "losses", "random", "device"}
-        missing = wanted - content.keys() - (set() if config.ema else {"averaged"})
-        if missing:
-            raise KeyError(f"no {', '.join(sorted(missing))}")
-        if type(content["step"]) is not int or not isinstance(content["random"], Tensor):
-            raise TypeError(f"step must be an integer and random a tensor, got step {content['step']!r}")
-    except Exception as error:  # whatever a foreign file makes the readers stumble over
-        raise ValueError(f"{path} is not a checkpoint of a run: {str(error).splitlines()[0]}") from None
-    return content
+        yield
+    finally:
+        lock.release()
 
 
-def checkpoints(run_dir: str | Path, kind: str = "step") -> dict[int, Path]:
-    """Step -> file of a run's checkpoints of a kind, "step" or "best", oldest first; other files do not count."""
-    return numbered_files(Path(run_dir) / "checkpoints", kind, ".pt")
+def copy_record(run_dir: Path, record: Path) -> None:
+    """Copy what is small of a finished run to `record`, whole or not at all; nothing in it is of this machine."""
+    temporary = record.with_name(f".{record.name}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    files = {name: run_dir / name for name in ("provenance.json", "metrics.jsonl", "evaluations.jsonl")}
+    for name, source in (files | {"samples.png": sample_grids(run_dir)[-1]}).items():
+        if source.exists():
+            shutil.copyfile(source, temporary / name)
+    write_json(
+        temporary / "config.json", asdict(read_config(run_dir)) | {name: SETTINGS[name].default for name in LOCAL}
+    )
+    shutil.rmtree(record, ignore_errors=True)
+    os.replace(temporary, record)
 
 
-def _remove_checkpoint(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    _checksum_of(path).unlink(missing_ok=True)
-
-
-def _tidy(run_dir: Path, step: int, keep: int) -> None:
-    """Of checkpoints up to `step`, keep the last few and the best; remove checksums whose checkpoint is gone."""
-    for kind, most in dict(step=keep, best=1).items():
-        for old in [path for k, path in checkpoints(run_dir, kind).items() if k <= step][:-most]:
-            _remove_checkpoint(old)
-    for checksum in run_dir.glob("checkpoints/*.pt.sha256"):
-        if not checksum.with_suffix("").exists():
-            checksum.unlink()
-
-
-def read_checkpoint(run_dir: str | Path, best: bool = False) -> dict[str, Any]:
-    """The newest checkpoint of a run that is whole; those that are not are named on standard error and passed over.
-
-    best: the one with the best evaluation instead. Raises FileNotFoundError when there is none, ValueError when none
-    is whole.
-    """
-    kind = "best" if best else "step"
-    paths = checkpoints(run_dir, kind).values()
-    if not paths:
-        raise FileNotFoundError(f"{run_dir} has no checkpoints/{kind}_*.pt")
-    for path in reversed(paths):
-        try:
-            return load_checkpoint(path)
-        except ValueError as error:
-            print(f"skipping a checkpoint: {error}", file=sys.stderr)
-            last = error
-    raise ValueError(f"none of the {len(paths)} checkpoints in {run_dir} can be read; the oldest: {last}")
+def checkpoint_to_go_on_from(run_dir: Path, config: TrainConfig) -> dict[str, Any] | None:
+    """The newest whole checkpoint, checked against the settings; None for a run cut off before it wrote the first."""
+    check_same_run(read_config(run_dir), config)
+    if not checkpoints(run_dir):
+        came_to = max((line["step"] for line in (*read_metrics(run_dir), *read_evaluations(run_dir))), default=0)
+        if came_to or checkpoints(run_dir, "best"):
+            raise ValueError(
+                f"the checkpoints of {run_dir} are gone, which had come to update {came_to}: nothing to go on from"
+            )
+        return None
+    checkpoint = read_checkpoint(run_dir)
+    check_same_run(TrainConfig(**checkpoint["config"]), config)
+    if config.steps < checkpoint["step"]:
+        raise ValueError(f"the run is at update {checkpoint['step']} already, steps must be more, got {config.steps}")
+    return checkpoint
 
 
 def image_grid(images: Tensor, columns: int = 8) -> Tensor:
@@ -322,18 +273,8 @@ def _snapshot(value: Any) -> Any:
     return type(value)(map(_snapshot, value)) if isinstance(value, (list, tuple)) else value
 
 
-class Resumable(Protocol):
-    """What a run folder asks of the state that it saves."""
-
-    step: int
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain containers and tensors."""
-        ...
-
-
 class RunFolder:
-    """Writes down one run in `path`: settings, origin, metrics, sample grids, checkpoints, TensorBoard events.
+    """Writes down one run in `path`: settings, provenance, metrics, sample grids, checkpoints, TensorBoard events.
 
     Pictures and checkpoints are copied at once and written by a thread of their own while training goes on, one at a
     time; an error of writing is raised by the next call, at the latest by `close`.
@@ -341,19 +282,19 @@ class RunFolder:
 
     keep_checkpoints = 3
 
-    def __init__(self, path: Path, config: TrainConfig, origin: dict[str, Any], step: int):
+    def __init__(self, path: Path, config: TrainConfig, provenance: dict[str, Any], step: int):
         self.path = path
         self.history = [line for line in read_metrics(path) if line["step"] <= step]
         self.evaluations = [line for line in read_evaluations(path) if line["step"] <= step]
         self.fresh = not checkpoints(path)
         if not self.fresh:
-            origin = _resumed(path / "provenance.json", origin, step)
+            provenance = _resumed(path, provenance, step)
         self._best = min(map(main_score, self.evaluations), default=float("inf"))
         write_json(path / "config.json", asdict(config) | dict(resume=False))  # from here on the run can be resumed
         for name in ("samples", "checkpoints"):
             (path / name).mkdir(exist_ok=True)
         self._cut_back(step)
-        write_json(path / "provenance.json", origin)
+        write_json(path / "provenance.json", provenance)
         self._events = _event_writer(path, 0 if self.fresh else step + 1)
         self._thread = ThreadPoolExecutor(1, "wwgan-writer")
         self._pending: Future[None] = Future()
@@ -368,11 +309,11 @@ class RunFolder:
                 picture.unlink()
         for later, best in checkpoints(self.path, "best").items():
             if later > step:
-                _remove_checkpoint(best)
-        _tidy(self.path, step, self.keep_checkpoints)
+                remove_checkpoint(best)
+        tidy(self.path, step, self.keep_checkpoints)
         for name, lines in dict(metrics=self.history, evaluations=self.evaluations).items():
             if lines or name == "metrics" or (self.path / f"{name}.jsonl").exists():
-                _write_lines(self.path / f"{name}.jsonl", lines)
+                write_lines(self.path / f"{name}.jsonl", lines)
 
     def _write(self, task: Callable[..., None], *arguments: Any) -> None:
         self._pending.result()  # one at a time, and its error if it failed
@@ -386,14 +327,14 @@ class RunFolder:
         self._append("metrics.jsonl", line)
         self._plot(int(line["step"]), {name: value for name, value in line.items() if name != "step"})
 
-    def evaluation(self, line: dict[str, Any], state: Resumable) -> None:
+    def evaluation(self, line: dict[str, Any], state: TrainState) -> None:
         """Append scores with their protocol to evaluations.jsonl, and to TensorBoard; keep the best state so far."""
         self.evaluations.append(line)
         self._append("evaluations.jsonl", line)
         self._plot(line["step"], {f"evaluation/{name}": value for name, value in line["scores"].items()})
         if main_score(line) < self._best:
             self._best = main_score(line)
-            self._write(self._save_best, state.step, _snapshot(state.state_dict()) | dict(evaluation=line))
+            self._write(self._save, "best", state.step, _snapshot(state.state_dict()) | dict(evaluation=line))
 
     def _append(self, name: str, line: Mapping[str, Any]) -> None:
         with open(self.path / name, "a", encoding="utf-8") as file:
@@ -418,23 +359,20 @@ class RunFolder:
         picture = Image.fromarray(grid.permute(1, 2, 0).numpy())
         write_atomically(path, lambda file: picture.save(file, format="png"))
 
-    def checkpoint(self, state: Resumable) -> None:
+    def checkpoint(self, state: TrainState) -> None:
         """Save everything needed to go on; the last few checkpoints are kept."""
-        self._write(self._save_checkpoint, state.step, _snapshot(state.state_dict()))
+        self._write(self._save, "step", state.step, _snapshot(state.state_dict()))
 
-    def _save_checkpoint(self, step: int, content: dict[str, Any]) -> None:
-        save_checkpoint(self.path / "checkpoints" / f"step_{step:07d}.pt", content)
-        _tidy(self.path, step, self.keep_checkpoints)
-
-    def _save_best(self, step: int, content: dict[str, Any]) -> None:
-        """The best before it goes when a checkpoint has been written that the run can go on from with this one."""
-        save_checkpoint(self.path / "checkpoints" / f"best_{step:07d}.pt", content)
+    def _save(self, kind: str, step: int, content: dict[str, Any]) -> None:
+        save_checkpoint(self.path / "checkpoints" / f"{kind}_{step:07d}.pt", content)
+        if kind == "step":  # the best before it goes when there is a checkpoint to go on from together with this one
+            tidy(self.path, step, self.keep_checkpoints)
 
     def wait(self) -> None:
         """Until what is being written is on the disk."""
         self._pending.result()
 
-    def diverged(self, state: Resumable) -> Path:
+    def diverged(self, state: TrainState) -> Path:
         """Save a state that holds what is not finite, to look at; it is not among the checkpoints to go on from."""
         path = self.path / "checkpoints" / f"diverged_{state.step:07d}.pt"
         save_checkpoint(path, _snapshot(state.state_dict()))
@@ -448,13 +386,13 @@ class RunFolder:
         self._pending.result()
 
 
-def _resumed(path: Path, origin: dict[str, Any], step: int) -> dict[str, Any]:
-    """The origin of a run in provenance.json, with that of the part that begins now after `step`."""
-    first = read_json(path)
-    parts = first.get("resumed", []) if isinstance(first, dict) else None
+def _resumed(path: Path, now: dict[str, Any], step: int) -> dict[str, Any]:
+    """The provenance of the run in `path`, with that of the part that begins now after `step`."""
+    began = read_provenance(path)
+    parts = began.get("resumed", [])
     if not isinstance(parts, list):
-        raise ValueError(f"{path} does not hold the origin of a run")
-    return first | dict(resumed=[*parts, dict(step=step, **origin)])
+        raise ValueError(f"{path / 'provenance.json'} does not say how the run was resumed")
+    return began | dict(resumed=[*parts, dict(step=step, **now)])
 
 
 def _event_writer(path: Path, purge_from: int) -> "SummaryWriter | None":
@@ -464,8 +402,3 @@ def _event_writer(path: Path, purge_from: int) -> "SummaryWriter | None":
     except ImportError:
         return None
     return SummaryWriter(str(path), purge_step=purge_from)
-
-
-def _write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    write_atomically(path, lambda file: file.write(text.encode()))

@@ -1,7 +1,6 @@
 """Train a generator against a critic that is held 1-Lipschitz with respect to a ground metric on images."""
 
 import argparse
-import ctypes
 import hashlib
 import json
 import shlex
@@ -10,118 +9,47 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, fields
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .data import load_images
 from .distributed import first_process_first, joined_processes, over_processes, pick_device, rank, world_size
 from .evaluation import Evaluator, check_features
 from .files import project_root, unknown_name
-from .plots import write_report
 from .runs import (
+    LOCAL,
     RunFolder,
     best_evaluation,
     check_free,
     check_same_images,
-    check_same_run,
-    checkpoints,
+    checkpoint_to_go_on_from,
     make_run_folder,
     only_process,
     provenance,
-    read_checkpoint,
-    read_evaluations,
-    read_metrics,
-    sample_grids,
+    read_config,
+    run_config,
 )
-from .settings import PRESETS, TrainConfig, make_config, stored_settings
+from .runs import Run as Run
+from .runs import load_run as load_run
+from .settings import PRESETS, SETTINGS, TrainConfig
 from .step import TrainState, check_compiled, draw_many, draw_samples, gradient_norms, update
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
 
-def keep_memory() -> bool:
-    """Have glibc keep freed memory for the next tensor; holds for the whole process. False where it is another libc."""
-    return any(_mallopt(map_above, 2**31 - 1) for map_above in (2**30, 2**25))  # older versions take 32 MiB at most
-
-
-def hand_memory_back() -> bool:
-    """Have glibc hand memory of freed tensors back to the system at once; as `keep_memory`, the other way around."""
-    return _mallopt(2**16, 2**16)
-
-
-def _mallopt(map_above: int, trim_above: int) -> bool:
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, TypeError, AttributeError):
-        return False
-    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-    return bool(mallopt(M_TRIM_THRESHOLD, trim_above)) and bool(mallopt(M_MMAP_THRESHOLD, map_above))
-
-
-def evaluate(state: TrainState, evaluator: Evaluator) -> dict[str, Any]:
-    """Scores of the generator at this point, with their protocol; draws nothing from the run's random state."""
-    return evaluator(draw_many(state, evaluator.samples))
-
-
-@dataclass
-class Run:
-    """A training run. state: networks and random state. run_dir: its folder; None in processes that do not write.
-
-    history, evaluations: the lines of metrics.jsonl and of evaluations.jsonl.
-    """
-
-    state: TrainState
-    run_dir: Path | None
-    history: list[dict[str, float]]
-    evaluations: list[dict[str, Any]]
-
-    @property
-    def config(self) -> TrainConfig:
-        return self.state.config
-
-    @property
-    def generator(self) -> nn.Module:
-        """z (B, latent_dim) -> images (B, C, H, W) in [-1, 1]: the averaged generator if the run keeps one."""
-        return self.state.ema
-
-    @property
-    def critic(self) -> nn.Module:
-        """Images (B, C, H, W) in [-1, 1] -> scores (B,)."""
-        return self.state.critic
-
-    @property
-    def samples(self) -> list[Path]:
-        """The sample grids, oldest first; none without a folder."""
-        return sample_grids(self.run_dir) if self.run_dir else []
-
-    @property
-    def report(self) -> Path | None:
-        """The page that tells all of it; None without a folder."""
-        return self.run_dir / "report.html" if self.run_dir else None
-
-
-def load_run(run_dir: str | Path, device: str = "auto", best: bool = False) -> Run:
-    """A recorded run at its newest or best checkpoint, to draw samples from. Raises as `read_checkpoint`."""
-    checkpoint = read_checkpoint(run_dir, best)
-    state = TrainState(TrainConfig(**checkpoint["config"]), checkpoint["channels"], pick_device(device))
-    state.load_state_dict(checkpoint)
-    return Run(state, Path(run_dir), read_metrics(run_dir), read_evaluations(run_dir))
-
-
 def preflight(config: TrainConfig) -> torch.device:
     """What can be found wrong before data are touched: run folder, device, what evaluation needs. The device."""
     if config.run_dir is not None:
-        settings = Path(config.run_dir) / "config.json"
-        if config.resume and not settings.is_file():
-            raise FileNotFoundError(f"nothing to resume: {settings} does not exist")
-        if not config.resume and rank() == 0:
-            check_free(settings.parent, config.data_dir)
+        if config.resume:
+            read_config(config.run_dir)
+        elif rank() == 0:
+            check_free(Path(config.run_dir))
     if config.batch_size % world_size():
         raise ValueError(f"batch_size must be a multiple of the {world_size()} processes, got {config.batch_size}")
     if config.compile and world_size() > 1:
@@ -132,28 +60,10 @@ def preflight(config: TrainConfig) -> torch.device:
     return device
 
 
-def _checkpoint_to_go_on_from(run_dir: Path, config: TrainConfig) -> dict[str, Any] | None:
-    """The newest whole checkpoint, checked against the settings; None for a run cut off before it wrote the first."""
-    check_same_run(TrainConfig(**stored_settings(run_dir)), config)
-    if not checkpoints(run_dir):
-        came_to = max((line["step"] for line in (*read_metrics(run_dir), *read_evaluations(run_dir))), default=0)
-        if came_to or checkpoints(run_dir, "best"):
-            raise ValueError(
-                f"the checkpoints of {run_dir} are gone, which had come to update {came_to}: nothing to go on from"
-            )
-        return None
-    checkpoint = read_checkpoint(run_dir)
-    check_same_run(TrainConfig(**checkpoint["config"]), config)
-    if config.steps < checkpoint["step"]:
-        raise ValueError(f"the run is at update {checkpoint['step']} already, steps must be more, got {config.steps}")
-    return checkpoint
-
-
-def _check_same_everywhere(state: TrainState, origin: Mapping[str, Any]) -> None:
+def _check_same_everywhere(state: TrainState, dataset_sha256: str) -> None:
     """RuntimeError unless all processes begin with the same settings, images, weights and step."""
-    own = ("data_dir", "run_dir", "device", "eval_weights")
-    settings = {name: value for name, value in asdict(state.config).items() if name not in own}
-    digest = hashlib.sha256(json.dumps([settings, origin["dataset_sha256"], state.step]).encode())
+    settings = {name: value for name, value in asdict(state.config).items() if name not in LOCAL}
+    digest = hashlib.sha256(json.dumps([settings, dataset_sha256, state.step]).encode())
     for network in (state.generator, state.critic):
         for value in network.state_dict().values():
             digest.update(value.cpu().contiguous().numpy().tobytes())
@@ -168,7 +78,7 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, signal: int, step: int, run_dir: Path | str):
         super().__init__(
             f"stopped after generator update {step}, the state is saved; go on with resume=true and run_dir={run_dir}, "
-            f"or: python -m wwgan.training --resume --run_dir {shlex.quote(str(run_dir))}"
+            f"or: wwgan train --resume --run_dir {shlex.quote(str(run_dir))}"
         )
         self.signal = signal
 
@@ -223,14 +133,14 @@ class Stopwatch:
     """Time and throughput of a run; the time of earlier parts of a resumed run counts."""
 
     def __init__(self, state: TrainState):
-        self.state, self.step, self.since, self.then = state, state.step, 0.0, time.perf_counter()
+        self.state, self.step, self.seconds, self.then = state, state.step, state.seconds, time.perf_counter()
 
     def read(self) -> dict[str, float]:
         """Seconds trained so far, and real images a second through the critic since the last reading."""
-        state = self.state
-        images = (state.step - self.step) * state.config.critic_steps * state.config.batch_size
         self._count()
-        rate, self.step, self.since = images / self.since, state.step, 0.0
+        state, config = self.state, self.state.config
+        images = (state.step - self.step) * config.critic_steps * config.batch_size
+        rate, self.step, self.seconds = images / (state.seconds - self.seconds), state.step, state.seconds
         return dict(images_per_second=round(rate, 1), seconds=round(state.seconds, 3))
 
     @contextmanager
@@ -243,7 +153,6 @@ class Stopwatch:
     def _count(self) -> None:
         now = time.perf_counter()
         self.state.seconds += now - self.then
-        self.since += now - self.then
         self.then = now
 
 
@@ -253,29 +162,21 @@ def is_due(config: TrainConfig, name: str, step: int) -> bool:
     return interval > 0 and (step == config.steps or step % interval == 0)
 
 
-def _mean_norms(state: TrainState, images: Tensor) -> dict[str, float]:
-    norms = gradient_norms(state, images)
-    return {f"norm_{name}": norms[name].mean().item() for name in ("euclidean", "wasserstein")}
-
-
 def _write_down(
-    state: TrainState,
-    images: Tensor,
-    folder: RunFolder,
-    evaluator: Evaluator | None,
-    clock: Stopwatch,
-    due: set[str],
+    state: TrainState, images: Tensor, folder: RunFolder, evaluator: Evaluator | None, clock: Stopwatch, due: set[str]
 ) -> None:
     """What is due after this update: numbers, samples, evaluation, checkpoint."""
     if "log" in due:
         numbers = {name: value.item() for name, value in state.losses.items()}
-        folder.metrics(dict(step=state.step) | numbers | _mean_norms(state, images) | clock.read())
+        norms = gradient_norms(state, images)
+        means = {f"norm_{name}": norms[name].mean().item() for name in ("euclidean", "wasserstein")}
+        folder.metrics(dict(step=state.step) | numbers | means | clock.read())
     if "sample" in due:
         folder.samples(state.step, draw_samples(state))
     if "eval" in due and evaluator:
         with clock.stopped():
             about = dict(step=state.step, seconds=round(state.seconds, 3))
-            folder.evaluation(about | evaluate(state, evaluator), state)
+            folder.evaluation(about | evaluator(draw_many(state, evaluator.samples)), state)
     if "checkpoint" in due:
         folder.checkpoint(state)
 
@@ -345,7 +246,6 @@ def train(config: TrainConfig, progress: bool = True) -> Run:
 
     progress: show a progress bar. Same settings, seed, device and number of threads give the same numbers, also of a
     run that was cut off at any moment and resumed. On SIGINT or SIGTERM the state is saved and `Stopped` raised.
-    On a CPU with glibc, memory that tensors free is kept for the next ones from here on, for the whole process.
     Raises ValueError or FileNotFoundError for bad settings, missing data or a folder in use before anything is written,
     OSError for a disk that is full or read-only, RuntimeError for a compiled step that computes something else, and
     FloatingPointError when losses, gradients or weights are no longer finite; the checkpoints written so far remain.
@@ -368,25 +268,23 @@ def _train(config: TrainConfig, device: torch.device, progress: bool) -> Run:
     with ExitStack() as stack:
         if resumed and writes:
             stack.enter_context(only_process(resumed))
-        checkpoint = _checkpoint_to_go_on_from(resumed, config) if resumed else None
+        checkpoint = checkpoint_to_go_on_from(resumed, config) if resumed else None
         with first_process_first():
             images = load_images(config.dataset, config.data_dir, config.size).to(device)
-        origin = provenance(config, images, device)
+        found = provenance(config, images, device)
         if resumed:
-            check_same_images(resumed, origin)
+            check_same_images(resumed, found)
         evaluator = _evaluator(config, images, progress) if writes else None
         state = TrainState(config, images.shape[1], device)
         if checkpoint:
             state.load_state_dict(checkpoint)
         if state.world_size > 1:
-            _check_same_everywhere(state, origin)
-        if device.type == "cpu":
-            keep_memory()
+            _check_same_everywhere(state, found["dataset_sha256"])
         stack.enter_context(repeatable_convolutions())
         if config.compile:
             torch.compiler.reset()  # earlier runs count against torch's limit, beyond which it silently stays eager
             check_compiled(state, images, config.ground())
-        folder = stack.enter_context(_open_folder(config, origin, state)) if writes else None
+        folder = stack.enter_context(_open_folder(config, found, state)) if writes else None
         with stop_requests() as stop:
             _train_loop(state, images, folder, evaluator, stop, progress and writes)
         return Run(state, folder.path, folder.history, folder.evaluations) if folder else Run(state, None, [], [])
@@ -414,31 +312,19 @@ def _evaluator(config: TrainConfig, images: Tensor, progress: bool) -> Evaluator
 
 
 @contextmanager
-def _open_folder(config: TrainConfig, origin: dict[str, Any], state: TrainState) -> Iterator[RunFolder]:
-    """The run's folder, written by this process alone and closed at the end; a resumed one is locked already."""
+def _open_folder(config: TrainConfig, found: dict[str, Any], state: TrainState) -> Iterator[RunFolder]:
+    """The run's folder, written by this process alone and closed at the end."""
     path = make_run_folder(config)
-    with nullcontext() if config.resume else only_process(path):
+    with only_process(path):
         if not config.resume:
-            check_free(path, config.data_dir)  # another process may have been here since
-        with _reported(path), closing(RunFolder(path, config, origin, state.step)) as folder:
+            check_free(path)  # another process may have been here since
+        with closing(RunFolder(path, config, found, state.step)) as folder:
             yield folder
-
-
-@contextmanager
-def _reported(run_dir: Path) -> Iterator[None]:
-    """Write the report of the run that ends here, however it ends; a page that cannot be written costs no run."""
-    try:
-        yield
-    finally:
-        try:
-            write_report(run_dir)
-        except Exception as error:
-            print(f"no report: {error}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m wwgan.training",
+        prog="wwgan train",
         allow_abbrev=False,
         description="Train a Wasserstein-of-Wasserstein GAN. "
         "In brackets: the released code's settings, which a preset may change.",
@@ -446,10 +332,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--preset", help=f"{', '.join(PRESETS)}: a set of settings that the options below win over (quick)"
     )
-    for f in fields(TrainConfig):
+    for name, f in SETTINGS.items():
         flag: dict[str, Any] = dict(nargs="?", const="true") if isinstance(f.default, bool) else {}
-        help = f"{f.metadata['help']} [{f.default}]".replace("%", "%%")
-        parser.add_argument(f"--{f.name}", help=help, metavar=f.name.upper(), **flag)
+        choices = f", one of {', '.join(f.metadata['choices'])}" if f.metadata["choices"] else ""
+        help = f"{f.metadata['help']}{choices} [{f.default}]".replace("%", "%%")
+        parser.add_argument(f"--{name}", help=help, metavar=name.upper(), **flag)
     return parser
 
 
@@ -460,7 +347,7 @@ def main(argv: Iterable[str] | None = None) -> int:
     try:
         if unknown:
             raise unknown_name("option", unknown[0].lstrip("-").partition("=")[0], vars(given))
-        config = make_config(**vars(given))
+        config = run_config(**vars(given))
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -479,8 +366,7 @@ def main(argv: Iterable[str] | None = None) -> int:
     if run.run_dir is None:
         return 0
     print(f"run folder: {run.run_dir}\nsamples:    {run.samples[-1]}")
-    if run.report and run.report.exists():
-        print(f"report:     {run.report}")
+    print(f"a page:     wwgan report {shlex.quote(str(run.run_dir))}")
     if run.evaluations:
         print("best evaluation:", json.dumps(best_evaluation(run.evaluations), indent=1))
     return 0

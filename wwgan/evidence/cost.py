@@ -1,6 +1,7 @@
 """What the ground metric costs, and how fast the training step is, as ratios measured side by side."""
 
 import argparse
+import ctypes
 import json
 import multiprocessing
 import os
@@ -32,7 +33,26 @@ from ..penalty import Euclidean, GroundMetric, Sobolev, Wasserstein, pixel_graph
 from ..runs import provenance
 from ..settings import TrainConfig
 from ..step import TrainState, critic_step, update
-from ..training import hand_memory_back, keep_memory, repeatable_convolutions
+from ..training import repeatable_convolutions
+
+
+def keep_memory() -> bool:
+    """Have glibc keep freed memory for the next tensor; holds for the whole process. False where it is another libc."""
+    return any(_mallopt(map_above, 2**31 - 1) for map_above in (2**30, 2**25))  # older versions take 32 MiB at most
+
+
+def hand_memory_back() -> bool:
+    """Have glibc hand memory of freed tensors back to the system at once; as `keep_memory`, the other way around."""
+    return _mallopt(2**16, 2**16)
+
+
+def _mallopt(map_above: int, trim_above: int) -> bool:
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, TypeError, AttributeError):
+        return False
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+    return bool(mallopt(M_TRIM_THRESHOLD, trim_above)) and bool(mallopt(M_MMAP_THRESHOLD, map_above))
 
 
 def _wait(device: torch.device) -> None:

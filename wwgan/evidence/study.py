@@ -25,7 +25,7 @@ from ..files import check_names, project_root, read_json, unknown_name, write_js
 from ..runs import provenance, read_evaluations, read_metrics
 from ..settings import TrainConfig, make_config
 from ..step import TrainState, update
-from ..training import Run, is_due, keep_memory, train
+from ..training import Run, is_due, train
 from .cost import interleaved, ratio, timer_of
 from .statistics import Estimate, paired_difference
 
@@ -467,8 +467,6 @@ def relative_times(
     place, configs = pick_device(device), dict(zip(study.settings, study.configs().values()))  # of the first seed
     config = configs[baseline]
     images = load_images(config.dataset, data_dir, config.size).to(place)
-    if place.type == "cpu":
-        keep_memory()
     with _using(threads):
         timers = {
             name: timer_of(partial(update, TrainState(given, images.shape[1], place), images, given.ground()), place)
