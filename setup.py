@@ -22,6 +22,7 @@ setup(
     keywords=settings["keywords"],
     packages=["wwgan", "wwgan.evidence"],
     package_data={"wwgan": ["py.typed"]},
+    entry_points={"console_scripts": ["wwgan = wwgan.cli:main"]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
     extras_require={"docs": docs, "dev": settings["dev_requirements"].split() + docs},

@@ -22,7 +22,7 @@ from wwgan.metric import WassersteinMetric, wasserstein2
 from wwgan.networks import make_networks
 from wwgan.penalty import GROUND_METRICS, critic_gradient, gradient_penalty, intensity
 from wwgan.points import penalty_points
-from wwgan.runs import image_grid, load_checkpoint, save_checkpoint
+from wwgan.runs import image_grid, load_checkpoint, run_config, save_checkpoint
 from wwgan.settings import TrainConfig, make_config
 from wwgan.training import main
 
@@ -233,7 +233,7 @@ def test_foreign_checkpoints_with_a_right_checksum_are_refused(tmp_path, tally, 
 
 READERS = {
     "study.json": lambda path: study.read_study(path),
-    "config.json": lambda path: make_config(resume=True, run_dir=path.parent),
+    "config.json": lambda path: run_config(resume=True, run_dir=path.parent),
     "metrics.jsonl": lambda path: runs.read_metrics(path.parent),
     "evaluations.jsonl": lambda path: runs.read_evaluations(path.parent),
     "times.json": lambda path: study.read_times(path.parent),

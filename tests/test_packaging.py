@@ -33,7 +33,8 @@ def test_what_is_declared_is_installed_and_what_is_imported_when_needed_is_there
 
 ORDER = [
     *"files distributed graph sweep metric points penalty".split(),
-    *"sources data networks step evaluation settings runs plots training".split(),
+    *"sources data networks step evaluation settings".split(),
+    *"checkpoints provenance runs plots report training cli".split(),
     *"evidence.perturbation evidence.statistics evidence.cost evidence.study evidence.claims".split(),
 ]
 
@@ -100,7 +101,7 @@ def test_wheel_trains_in_an_empty_environment(distributions, tmp_path):
         assert run(python, "-c", f"import importlib.util as u; print(u.find_spec({tool!r}))", **here) == "None\n", tool
     assert run(python, "-c", "import wwgan; print(wwgan.__version__)", **here).strip() == wheel.name.split("-")[1]
     run(python, "-m", "wwgan.training", "--preset", "smoke", "--run_dir", "run", **here)
-    assert (tmp_path / "run" / "samples" / "step_0000004.png").exists() and (tmp_path / "run" / "report.html").exists()
+    assert (tmp_path / "run" / "samples" / "step_0000004.png").exists()
     assert (tmp_path / "data" / "cache").is_dir()  # beside the run, not in anybody's repository
 
 

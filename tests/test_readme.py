@@ -79,7 +79,7 @@ def test_command_runs_at_smoke_size(command, pictures):
         return
     flag = "-p " if command.startswith("papermill") else "--"
     run(command, pictures, *options(flag, **SMOKE | here))
-    assert (pictures / "run" / "report.html").exists()
+    assert (pictures / "run" / "config.json").exists()
 
 
 def test_the_environment_that_make_sets_up_is_the_one_to_activate():

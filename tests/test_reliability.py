@@ -16,9 +16,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-from wwgan import runs, training
-from wwgan.runs import load_checkpoint, read_checkpoint, save_checkpoint
-from wwgan.settings import make_config
+from wwgan import runs, step, training
+from wwgan.runs import load_checkpoint, read_checkpoint, run_config, save_checkpoint
 from wwgan.training import load_run, train
 
 SETTINGS = dict(steps=40, checkpoint_interval=1, log_interval=1, sample_interval=10, eval_interval=10, ema=0.9)
@@ -222,7 +221,7 @@ def test_lost_checkpoints_are_not_taken_for_a_run_that_never_began(smoke):
         path.unlink()
     before = {path: path.read_bytes() for path in run.run_dir.rglob("*") if path.is_file() and path.name != ".lock"}
     with pytest.raises(ValueError, match="checkpoints of .* are gone, which had come to update 4"):
-        train(make_config(resume=True, run_dir=run.run_dir, steps=8), progress=False)
+        train(run_config(resume=True, run_dir=run.run_dir, steps=8), progress=False)
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -231,8 +230,8 @@ def test_settings_of_a_run_without_checkpoint_may_not_change(smoke):
     for path in (*run.run_dir.glob("checkpoints/*"), run.run_dir / "metrics.jsonl"):
         path.unlink()
     with pytest.raises(ValueError, match="a resumed run keeps its settings, these differ: lr"):
-        train(make_config(resume=True, run_dir=run.run_dir, lr=0.1), progress=False)
-    again = train(make_config(resume=True, run_dir=run.run_dir), progress=False)
+        train(run_config(resume=True, run_dir=run.run_dir, lr=0.1), progress=False)
+    again = train(run_config(resume=True, run_dir=run.run_dir), progress=False)
     assert untimed(again.history) == untimed(run.history)
 
 
@@ -242,7 +241,7 @@ def test_foreign_files_among_the_checkpoints_are_left_alone(smoke):
     for name in ("step_copy_a.pt", "step_zz.pt", "step_0000002 (1).pt"):
         (folder / name).write_bytes(b"mine")
     (run.run_dir / "samples" / "step_0000002 (1).png").write_bytes(b"mine")
-    train(make_config(resume=True, run_dir=run.run_dir, steps=8), progress=False)
+    train(run_config(resume=True, run_dir=run.run_dir, steps=8), progress=False)
     assert [int(path.stem[5:]) for path in sorted(folder.glob("step_0*[0-9].pt"))] == [4, 6, 8]
     assert (folder / "step_zz.pt").exists() and (run.run_dir / "samples" / "step_0000002 (1).png").exists()
 
@@ -333,7 +332,7 @@ def test_damaged_checkpoints_are_named_and_the_one_before_is_used(smoke, capsys,
     run = train(smoke(), progress=False)
     newest = run.run_dir / "checkpoints" / "step_0000004.pt"
     newest.write_bytes(DAMAGES[damage](newest.read_bytes()))
-    resumed = train(make_config(resume=True, run_dir=run.run_dir), progress=False)
+    resumed = train(run_config(resume=True, run_dir=run.run_dir), progress=False)
     assert f"skipping a checkpoint: {newest}" in capsys.readouterr().err
     assert untimed(resumed.history) == untimed(whole.history)
     assert flat(load_checkpoint(newest)["critic"]) == flat(read_checkpoint(whole.run_dir)["critic"])
@@ -361,7 +360,7 @@ def test_run_refuses_when_no_checkpoint_is_whole(smoke):
         path.unlink()
     before = {path: path.read_bytes() for path in run.run_dir.rglob("*") if path.is_file()}
     with pytest.raises(ValueError, match="none of the 3 checkpoints"):
-        train(make_config(resume=True, run_dir=run.run_dir, steps=8), progress=False)
+        train(run_config(resume=True, run_dir=run.run_dir, steps=8), progress=False)
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -440,7 +439,7 @@ def test_read_only_run_folder_is_left_as_it_is(smoke, monkeypatch, capsys):
 
 def test_a_run_folder_in_use_is_refused(smoke):
     run = train(smoke(), progress=False)
-    again = make_config(resume=True, run_dir=run.run_dir, steps=6)
+    again = run_config(resume=True, run_dir=run.run_dir, steps=6)
     code = (
         "import time\nfrom pathlib import Path\nfrom wwgan.runs import only_process\n"
         f"with only_process(Path({str(run.run_dir)!r})):\n print('locked', flush=True)\n time.sleep(60)"
@@ -465,7 +464,7 @@ def test_two_processes_starting_in_one_folder_leave_one_whole_run(tmp_path, data
 
 
 def test_diverged_state_is_saved_apart(smoke, monkeypatch):
-    original = training.critic_step
+    original = step.critic_step
 
     def explode(state, *arguments):
         losses = original(state, *arguments)
@@ -473,7 +472,7 @@ def test_diverged_state_is_saved_apart(smoke, monkeypatch):
             next(state.critic.parameters()).grad[0] = float("inf")
         return losses
 
-    monkeypatch.setattr(training, "critic_step", explode)
+    monkeypatch.setattr(step, "critic_step", explode)
     with pytest.raises(FloatingPointError, match="update 3: critic gradients.*diverged_0000003.pt"):
         train(smoke(), progress=False)
     (path,) = Path(smoke().run_dir).glob("checkpoints/diverged_*.pt")
@@ -488,9 +487,9 @@ def test_run_cut_off_before_anything_was_written_can_be_started_again(smoke, dat
 
 
 def test_resume_without_a_run_names_what_is_missing(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nothing to resume: .*config.json"):
-        make_config(resume=True, run_dir=tmp_path)
-    with pytest.raises(FileNotFoundError, match="nothing to resume: .*config.json"):
+    with pytest.raises(FileNotFoundError, match="there is no run: .*config.json"):
+        run_config(resume=True, run_dir=tmp_path)
+    with pytest.raises(FileNotFoundError, match="there is no run: .*config.json"):
         train(training.TrainConfig(resume=True, run_dir=tmp_path / "new"))
     assert not list(tmp_path.iterdir())
 

@@ -264,6 +264,15 @@ def image_grid(images: Tensor, columns: int = 8) -> Tensor:
     )
 
 
+def save_picture(path: Path, picture: Tensor) -> None:
+    """Write a uint8 picture (1 or 3, H, W) as PNG, whole or not at all; its folder is made if need be."""
+    from torchvision.transforms.functional import to_pil_image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = to_pil_image(picture)
+    write_atomically(path, lambda file: image.save(file, format="png"))
+
+
 def _snapshot(value: Any) -> Any:
     """A copy on the CPU of tensors in nested containers, out of reach of the training that goes on."""
     if isinstance(value, Tensor):
@@ -350,14 +359,7 @@ class RunFolder:
         grid = image_grid(images.cpu())
         if self._events:
             self._events.add_image("samples", grid, step)
-        self._write(self._save_picture, self.path / "samples" / f"step_{step:07d}.png", grid)
-
-    @staticmethod
-    def _save_picture(path: Path, grid: Tensor) -> None:
-        from PIL import Image
-
-        picture = Image.fromarray(grid.permute(1, 2, 0).numpy())
-        write_atomically(path, lambda file: picture.save(file, format="png"))
+        self._write(save_picture, self.path / "samples" / f"step_{step:07d}.png", grid)
 
     def checkpoint(self, state: TrainState) -> None:
         """Save everything needed to go on; the last few checkpoints are kept."""

@@ -270,6 +270,8 @@ def make_config(preset: str | None = None, **given: Any) -> TrainConfig:
     """
     check_names(given, ["preset", *SETTINGS])
     given = {name: value for name, value in given.items() if value is not None}
+    if read_setting("resume", bool, given.get("resume", False)):
+        raise ValueError("the settings of a run to go on with are in its folder: wwgan.runs.run_config reads them")
     preset = read_setting("preset", str, "quick" if preset is None else preset)
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)

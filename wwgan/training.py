@@ -274,7 +274,7 @@ def _train(config: TrainConfig, device: torch.device, progress: bool) -> Run:
         found = provenance(config, images, device)
         if resumed:
             check_same_images(resumed, found)
-        evaluator = _evaluator(config, images, progress) if writes else None
+        evaluator = make_evaluator(config, images, progress) if writes and config.eval_interval else None
         state = TrainState(config, images.shape[1], device)
         if checkpoint:
             state.load_state_dict(checkpoint)
@@ -297,9 +297,8 @@ def repeatable_convolutions() -> AbstractContextManager[None]:
     )
 
 
-def _evaluator(config: TrainConfig, images: Tensor, progress: bool) -> Evaluator | None:
-    if not config.eval_interval:
-        return None
+def make_evaluator(config: TrainConfig, images: Tensor, progress: bool = True) -> Evaluator:
+    """What scores generated images against uint8 `images` (N, C, H, W) as the settings say."""
     return Evaluator(
         images,
         config.eval_features,
