@@ -39,6 +39,22 @@ def smoke(tmp_path, data_dir):
     return make
 
 
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, data_dir):
+    """A finished run of six updates with evaluations, shared by all tests that only look at a run."""
+    from wwgan.settings import make_config
+    from wwgan.training import train
+
+    settings = dict(steps=6, eval_interval=2, eval_features="pixels", eval_samples=40, data_dir=data_dir, device="cpu")
+    return train(make_config("smoke", run_dir=tmp_path_factory.mktemp("finished") / "run", **settings), progress=False)
+
+
+@pytest.fixture
+def finished_copy(finished, tmp_path) -> Path:
+    """A copy of that run's folder, for tests that change it."""
+    return shutil.copytree(finished.run_dir, tmp_path / "finished")
+
+
 @pytest.fixture(scope="module")
 def browser():
     """A headless Chromium, driven by Playwright: `browser.new_page()`."""

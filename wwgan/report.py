@@ -83,7 +83,7 @@ def write_report(run_dir: str | Path) -> Path:
         from nbclient import NotebookClient
         from nbconvert import HTMLExporter
     except ImportError as error:
-        raise ValueError(f"a report is made by Jupyter: pip install 'wwgan[dev]' ({error})") from None
+        raise ValueError(f"a report is made by Jupyter: pip install 'wwgan[all]' ({error})") from None
     from traitlets.config import Config
 
     make: dict[str, Any] = dict(markdown=nb.new_markdown_cell, code=nb.new_code_cell)
