@@ -14,19 +14,41 @@ from conftest import ROOT
 
 from wwgan import runs, training
 from wwgan.data import load_images
-from wwgan.runs import read_checkpoint
-from wwgan.settings import make_config
 from wwgan.training import load_run, preflight, train
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 ENVIRONMENT = os.environ | dict(OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
 
 
-def run(command, seconds=120):
-    return subprocess.run(
-        list(map(str, command)), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=seconds
-    )
+@pytest.fixture
+def start():
+    """Starts as many processes that train together, without torchrun, which would end one when the other is lost."""
+    started = []
+
+    def begin(count, *arguments):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        together = ENVIRONMENT | dict(WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        allow = dict(preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+        for rank in map(str, range(count)):
+            mine = together | dict(RANK=rank, LOCAL_RANK=rank)
+            command = [sys.executable, *map(str, arguments)]
+            started.append(subprocess.Popen(command, env=mine, **pipes, **allow))
+        return started[-count:]
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def ended(processes, code=0):
+    """What each process said on standard output and standard error, when all have ended."""
+    said = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [code] * len(processes), said[0][1][-3000:]
+    return said
 
 
 @pytest.mark.parametrize(
@@ -38,113 +60,78 @@ def run(command, seconds=120):
     ],
     ids=str,
 )
-def test_two_processes_train_the_networks_that_one_would(tmp_path, data_dir, options):
+def test_two_processes_train_the_networks_that_one_would(tmp_path, data_dir, start, options):
     load_images("digits", data_dir, 16)
-    script, found = ROOT / "tests" / "joint_batch.py", {}
-    for name, start in dict(one=[sys.executable], two=[*TORCHRUN, 2]).items():
-        result = run([*start, script, tmp_path / name, data_dir, *options])
-        assert result.returncode == 0, result.stderr[-3000:]
-        found[name] = torch.load(tmp_path / name, weights_only=True)
-    for network, weights in found["one"].items():
+    found = {}
+    for count in (1, 2):
+        ended(start(count, ROOT / "tests" / "joint_batch.py", tmp_path / str(count), data_dir, *options))
+        found[count] = torch.load(tmp_path / str(count), weights_only=True)
+    for network, weights in found[1].items():
         for name, value in weights.items():
-            torch.testing.assert_close(
-                found["two"][network][name], value, rtol=1e-8, atol=1e-10, msg=f"{network} {name}"
-            )
-
-
-def settings(run_dir, data_dir, **changes):
-    given = dict(preset="smoke", run_dir=run_dir, data_dir=data_dir, device="cpu", steps=6, eval_interval=3)
-    return given | dict(eval_features="pixels", eval_samples=40) | changes
+            torch.testing.assert_close(found[2][network][name], value, rtol=1e-8, atol=1e-10, msg=f"{network} {name}")
 
 
 def options(**given):
-    return [f"--{name}={value}" for name, value in given.items()]
+    return ["-m", "wwgan.training", *(f"--{name}={value}" for name, value in given.items())]
 
 
-def test_a_run_by_two_processes_is_written_once_and_goes_on_with_one(tmp_path, data_dir):
-    module = ["-m", "wwgan.training"]
-    result = run([*TORCHRUN, 2, *module, *options(**settings(tmp_path / "run", data_dir))])
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.count("run folder:") == 1
-    both = runs.read_metrics(tmp_path / "run")
-    assert [line["step"] for line in both] == [1, 2, 3, 4, 5, 6]
-    assert [line["step"] for line in runs.read_evaluations(tmp_path / "run")] == [3, 6]
-    assert len(list((tmp_path / "run").glob("events.*"))) == 1
-    origin = json.loads((tmp_path / "run" / "provenance.json").read_text())
-    assert origin["processes"] == [dict(rank=0, rows=[0, 8]), dict(rank=1, rows=[8, 16])]
-    one = train(make_config(**settings(tmp_path / "one", data_dir)), progress=False)
-    for line, expected in zip(both[:2], one.history):  # later, float32 rounding has grown
+def smoke_options(run_dir, data_dir, **changes):
+    return options(preset="smoke", run_dir=run_dir, data_dir=data_dir, device="cpu", **changes)
+
+
+def test_a_run_by_two_processes_is_written_once_and_goes_on_with_one(finished, tmp_path, data_dir, start):
+    run_dir, evaluated = tmp_path / "run", dict(eval_interval=2, eval_features="pixels", eval_samples=40)
+    said = ended(start(2, *smoke_options(run_dir, data_dir, steps=6, **evaluated)))
+    assert "run folder:" in said[0][0] and said[1][0] == ""
+    both = runs.read_metrics(run_dir)
+    assert [line["step"] for line in both] == [1, 2, 3, 4, 5, 6] and len(list(run_dir.glob("events.*"))) == 1
+    assert [line["step"] for line in runs.read_evaluations(run_dir)] == [2, 4, 6]
+    assert runs.read_provenance(run_dir)["processes"] == [dict(rank=0, rows=[0, 8]), dict(rank=1, rows=[8, 16])]
+    for line, expected in zip(both[:2], finished.history):  # later, float32 rounding has grown
         for name in ("critic_loss", "distance", "generator_loss", "norm", "norm_wasserstein"):
             assert line[name] == pytest.approx(expected[name], rel=1e-2, abs=1e-4), name
-    alone = train(make_config(run_dir=tmp_path / "run", resume=True, steps=8), progress=False)
+    alone = train(runs.run_config(run_dir=run_dir, resume=True, steps=8), progress=False)
     assert [line["step"] for line in alone.history] == list(range(1, 9))
-    origin = json.loads((tmp_path / "run" / "provenance.json").read_text())
-    assert len(origin["processes"]) == 2 and len(origin["resumed"][0]["processes"]) == 1
-    result = run([*TORCHRUN, 2, *module, *options(run_dir=tmp_path / "run", resume=True, steps=10)])
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert load_run(tmp_path / "run", "cpu").state.step == 10
+    provenance = json.loads((run_dir / "provenance.json").read_text())
+    assert len(provenance["processes"]) == 2 and len(provenance["resumed"][0]["processes"]) == 1
+    ended(start(2, *options(run_dir=run_dir, resume=True, steps=10)))
+    assert load_run(run_dir, "cpu").state.step == 10
 
 
-def start_pair(run_dir, data_dir):
-    """Two processes that train together, without torchrun, which would end one when the other is lost."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    together = dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    arguments = options(**settings(run_dir, data_dir, steps=100_000, checkpoint_interval=5, eval_interval=0))
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", "wwgan.training", *arguments],
-            cwd=ROOT,
-            env=ENVIRONMENT | together | dict(RANK=str(rank), LOCAL_RANK=str(rank)),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-
-
-def wait_for_updates(run_dir, processes, n=12):
-    while not any(line["step"] >= n for line in runs.read_metrics(run_dir)):
+@pytest.fixture
+def endless(tmp_path, data_dir, start):
+    """The folder of a run of two processes that is under way, and the processes."""
+    run_dir = tmp_path / "run"
+    processes = start(2, *smoke_options(run_dir, data_dir, steps=100_000, checkpoint_interval=5))
+    while not any(line["step"] >= 12 for line in runs.read_metrics(run_dir)):
         assert all(process.poll() is None for process in processes), [p.communicate()[1] for p in processes]
         time.sleep(0.05)
+    return run_dir, processes
 
 
 @pytest.mark.parametrize("lost", [0, 1])
-def test_a_lost_process_ends_the_others_soon_with_a_state_to_go_on_from(tmp_path, data_dir, tally, lost):
+def test_a_lost_process_ends_the_others_soon_with_a_state_to_go_on_from(endless, tally, lost):
     tally["lost processes"] += 1
-    run_dir = tmp_path / "run"
-    processes = start_pair(run_dir, data_dir)
-    try:
-        wait_for_updates(run_dir, processes)
-        processes[lost].kill()
-        _, error = processes[1 - lost].communicate(timeout=60)
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
-    assert processes[1 - lost].returncode == 1
+    run_dir, processes = endless
+    processes[lost].kill()
+    ((_, error),) = ended([processes[1 - lost]], code=1)
     last = error.strip().splitlines()[-1]
     assert last.startswith(f"error: process {1 - lost} of 2 ended, because it or another one") and "resume=true" in last
-    step = read_checkpoint(run_dir)["step"]
+    step = runs.read_checkpoint(run_dir)["step"]
     assert step >= 10
-    assert train(make_config(run_dir=run_dir, resume=True, steps=step + 2), progress=False).state.step == step + 2
+    resumed = runs.run_config(run_dir=run_dir, resume=True, steps=step + 2)
+    assert train(resumed, progress=False).state.step == step + 2
 
 
-def test_a_signal_to_one_process_stops_all_after_the_same_update(tmp_path, data_dir):
-    run_dir = tmp_path / "run"
-    processes = start_pair(run_dir, data_dir)
-    try:
-        wait_for_updates(run_dir, processes)
-        processes[1].send_signal(signal.SIGTERM)
-        errors = [process.communicate(timeout=60)[1].strip().splitlines()[-1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [128 + signal.SIGTERM] * 2
-    steps = [error.partition("update ")[2].partition(",")[0] for error in errors]
-    assert steps[0] == steps[1] == str(read_checkpoint(run_dir)["step"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_to_one_process_stops_all_after_the_same_update(endless, name):
+    run_dir, processes = endless
+    processes[1].send_signal(getattr(signal, name))
+    said = [process.communicate(timeout=60)[1].strip().splitlines()[-1] for process in processes]
+    codes = [process.returncode for process in processes]
+    assert codes[1] == 128 + getattr(signal, name) and codes[0] == 128 + signal.SIGTERM  # who was not asked, says so
+    steps = [error.partition("update ")[2].partition(",")[0] for error in said]
+    assert steps[0] == steps[1] == str(runs.read_checkpoint(run_dir)["step"])
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import json
 import shlex
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
@@ -38,6 +37,8 @@ from .runs import Run as Run
 from .runs import load_run as load_run
 from .settings import PRESETS, SETTINGS, TrainConfig
 from .step import TrainState, check_compiled, draw_many, draw_samples, gradient_norms, update
+from .stopping import Stopped as Stopped
+from .stopping import stop_requests as stop_requests
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -70,43 +71,6 @@ def _check_same_everywhere(state: TrainState, dataset_sha256: str) -> None:
     mine = torch.tensor([int.from_bytes(digest.digest()[:6], "big")], dtype=torch.float64, device=state.device)
     if not torch.equal(over_processes(mine.clone(), "max"), -over_processes(-mine, "max")):
         raise RuntimeError("the processes begin with different settings, images or weights: all must have the same")
-
-
-class Stopped(KeyboardInterrupt):
-    """A run was asked to stop, and stopped with its state saved. signal: which one asked, such as signal.SIGTERM."""
-
-    def __init__(self, signal: int, step: int, run_dir: Path | str):
-        super().__init__(
-            f"stopped after generator update {step}, the state is saved; go on with resume=true and run_dir={run_dir}, "
-            f"or: wwgan train --resume --run_dir {shlex.quote(str(run_dir))}"
-        )
-        self.signal = signal
-
-
-@contextmanager
-def stop_requests() -> Iterator[list[int]]:
-    """Yields a list to which SIGINT and SIGTERM add themselves instead of ending the process; a second one ends it.
-
-    Outside the main thread, which alone gets signals, the list stays empty.
-    """
-    came: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        came.append(number)
-        for name, handler in before.items():
-            signal.signal(name, handler)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield came
-        return
-    before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        for name in before:
-            signal.signal(name, note)
-        yield came
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
 
 
 def _check_finite(state: TrainState, losses: Mapping[str, Tensor], first_bad: Tensor, folder: RunFolder | None) -> None:
