@@ -1,4 +1,4 @@
-"""The notebooks, and how tests run them: with papermill's parameters, but in this process: no kernel, no new imports."""
+"""The notebooks, and how tests run them: with the parameters of papermill, but in this process, which is quick."""
 
 import json
 from pathlib import Path

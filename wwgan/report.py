@@ -45,7 +45,7 @@ def _state(run_dir: Path) -> str:
     return (f"Finished, {steps:,} generator updates; " if step >= steps else f"At update {step:,} of {steps:,}; ") + how
 
 
-def _cells(run_dir: Path) -> Iterator[tuple[str, str]]:
+def cells(run_dir: Path) -> Iterator[tuple[str, str]]:
     """The notebook: kind and source of each cell, for what the run's folder holds."""
     config = read_config(run_dir)
     yield "markdown", f"# {config.dataset}, {config.penalty}\n\n{_state(run_dir)}"
@@ -76,7 +76,7 @@ def write_report(run_dir: str | Path) -> Path:
     is not installed.
     """
     run_dir = Path(run_dir)
-    cells = list(_cells(run_dir))
+    sources = list(cells(run_dir))  # raises for a folder that holds no run
     try:
         import ipykernel  # noqa: F401
         import nbformat.v4 as nb
@@ -87,7 +87,7 @@ def write_report(run_dir: str | Path) -> Path:
     from traitlets.config import Config
 
     make: dict[str, Any] = dict(markdown=nb.new_markdown_cell, code=nb.new_code_cell)
-    notebook = nb.new_notebook(cells=[make[kind](source) for kind, source in cells])
+    notebook = nb.new_notebook(cells=[make[kind](source) for kind, source in sources])
     NotebookClient(notebook, config=Config(KernelManager=dict(transport="ipc"))).execute()  # no port is opened
     exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True)
     body, _ = exporter.from_notebook_node(notebook)

@@ -191,20 +191,15 @@ def make_run_folder(config: TrainConfig) -> Path:
 def check_free(folder: Path) -> None:
     """ValueError unless a new run may be written to the folder: not there, or with nothing but hidden files."""
     if folder.exists() and not folder.is_dir() or any(not x.name.startswith(".") for x in folder.glob("*")):
-        raise ValueError(
-            f"{folder} exists and is not empty: name another run_dir, or go on with that run by resume=true"
-        )
+        raise ValueError(f"{folder} exists and is not empty: name another run_dir, or go on with it by resume=true")
 
 
 @contextmanager
 def only_process(folder: Path) -> Iterator[None]:
-    """While in here no other process writes the run folder: ValueError if one does. Ends with the process, always.
-
-    It may be entered again by the same thread.
-    """
+    """While in here no other process writes the run folder: ValueError if one does. Ends with the process, always."""
     from filelock import FileLock, Timeout
 
-    lock = FileLock(folder / ".lock", is_singleton=True)
+    lock = FileLock(folder / ".lock", is_singleton=True)  # entered again by the same thread
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -222,13 +217,12 @@ def copy_record(run_dir: Path, record: Path) -> None:
     temporary = record.with_name(f".{record.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    files = {name: run_dir / name for name in ("provenance.json", "metrics.jsonl", "evaluations.jsonl")}
-    for name, source in (files | {"samples.png": sample_grids(run_dir)[-1]}).items():
+    for source in (run_dir / name for name in ("provenance.json", "metrics.jsonl", "evaluations.jsonl")):
         if source.exists():
-            shutil.copyfile(source, temporary / name)
-    write_json(
-        temporary / "config.json", asdict(read_config(run_dir)) | {name: SETTINGS[name].default for name in LOCAL}
-    )
+            shutil.copyfile(source, temporary / source.name)
+    shutil.copyfile(sample_grids(run_dir)[-1], temporary / "samples.png")
+    nowhere = {name: SETTINGS[name].default for name in LOCAL}
+    write_json(temporary / "config.json", asdict(read_config(run_dir)) | nowhere)
     shutil.rmtree(record, ignore_errors=True)
     os.replace(temporary, record)
 
@@ -259,9 +253,8 @@ def image_grid(images: Tensor, columns: int = 8) -> Tensor:
 
     if images.dim() != 4 or not images.numel():
         raise ValueError(f"a grid needs images (N, C, H, W), none of them 0, got {tuple(images.shape)}")
-    return make_grid(
-        images if images.dtype == torch.uint8 else to_uint8(images), nrow=columns, padding=1, pad_value=128
-    )
+    images = images if images.dtype == torch.uint8 else to_uint8(images)
+    return make_grid(images, nrow=columns, padding=1, pad_value=128)
 
 
 def save_picture(path: Path, picture: Tensor) -> None:
