@@ -34,7 +34,7 @@ def test_what_is_declared_is_installed_and_what_is_imported_when_needed_is_there
 ORDER = [
     *"files distributed graph sweep metric points penalty".split(),
     *"sources data networks step evaluation settings".split(),
-    *"checkpoints provenance runs plots report training cli".split(),
+    *"checkpoints provenance runs plots report stopping training cli".split(),
     *"evidence.perturbation evidence.statistics evidence.cost evidence.study evidence.claims".split(),
 ]
 

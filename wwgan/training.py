@@ -50,7 +50,7 @@ def preflight(config: TrainConfig) -> torch.device:
         if config.resume:
             read_config(config.run_dir)
         elif rank() == 0:
-            check_free(Path(config.run_dir))
+            check_free(Path(config.run_dir), config.data_dir)
     if config.batch_size % world_size():
         raise ValueError(f"batch_size must be a multiple of the {world_size()} processes, got {config.batch_size}")
     if config.compile and world_size() > 1:
@@ -280,7 +280,7 @@ def _open_folder(config: TrainConfig, found: dict[str, Any], state: TrainState) 
     path = make_run_folder(config)
     with only_process(path):
         if not config.resume:
-            check_free(path)  # another process may have been here since
+            check_free(path, config.data_dir)  # another process may have been here since
         with closing(RunFolder(path, config, found, state.step)) as folder:
             yield folder
 
