@@ -84,28 +84,29 @@ def setting(
     help: str,
     choices: Collection[str] | None = None,
     least: float | None = None,
-    above: float | None = None,
+    positive: bool = False,
     below: float | None = None,
 ) -> Any:
     """A field of the settings: the one line that `--help` shows, and the values it may have.
 
+    choices: names. least, below: an interval that is open above. positive: finite numbers above 0.
     A field that is added later must have a default that means what runs did before it.
     """
-    return field(default=default, metadata=dict(help=help, choices=choices, least=least, above=above, below=below))
+    allowed = dict(choices=choices, least=least, positive=positive, below=below)
+    return field(default=default, metadata=dict(help=help) | allowed)
 
 
 def _check(field: "Field[Any]", value: Any) -> None:
     """ValueError unless the value, or each of a pair of values, is one that the field may have."""
-    choices, least, above, below = (field.metadata[name] for name in ("choices", "least", "above", "below"))
+    choices, least, positive, below = (field.metadata[name] for name in ("choices", "least", "positive", "below"))
     if choices is not None and value not in choices:
         raise unknown_name(field.name, value, choices)
-    if least is None and above is None:
-        return
-    low, high = least if above is None else above, math.inf if below is None else below
     for number in value if isinstance(value, tuple) else (value,):
-        if not low <= number < high or number == above:
-            interval = f"lie in {'[' if above is None else '('}{low}, {below})"
-            raise ValueError(f"{field.name} must {f'be at least {low}' if below is None else interval}, got {value}")
+        if positive and not 0 < number < math.inf:
+            raise ValueError(f"{field.name} must be positive and finite, got {value}")
+        if least is not None and not least <= number < (math.inf if below is None else below):
+            expected = f"be at least {least}" if below is None else f"lie in [{least}, {below})"
+            raise ValueError(f"{field.name} must {expected}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ class TrainConfig:
     pairs: str = setting("random", "what is interpolated between; matched: by Euclidean distance", PAIRS)
     critic_steps: int = setting(5, "critic updates for one generator update", least=1)
     batch_size: int = setting(64, "images in a batch", least=1)
-    lr: float = setting(1e-4, "Adam's learning rate, both networks", above=0, below=math.inf)
+    lr: float = setting(1e-4, "Adam's learning rate, both networks", positive=True)
     betas: tuple[float, float] = setting((0.5, 0.9), "Adam's betas, both networks", least=0, below=1)
     steps: int = setting(20_000, "generator updates", least=1)
     ema: float = setting(0.0, "decay of the EMA of generator weights that samples come from; 0: none", least=0, below=1)
