@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.linalg import expm
 from torch.testing import assert_close
 
 from wwgan.graph import PixelGraph
@@ -36,19 +35,25 @@ def tangent(*shape, seed):
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(1, 6), st.integers(2, 6), st.integers(1, 3), st.booleans(), st.integers(0, 10**6))
-def test_inner_product_is_the_pseudo_inverse_and_gradient_its_gradient(height, width, radius, normalized, seed):
+@given(
+    st.integers(1, 6), st.integers(2, 6), st.integers(1, 3), st.booleans(), st.sampled_from((0.0, 0.1, 1.0)),
+    st.sampled_from((0.0, 0.02, 1.0)), st.integers(0, 10**6),
+)  # fmt: skip
+def test_inner_product_is_the_inverse_and_gradient_its_gradient(height, width, radius, normalized, l2, mass, seed):
     graph = PixelGraph(height, width, "moore", radius)
-    metric = WassersteinMetric(graph, degree_normalized=normalized)
+    metric = WassersteinMetric(graph, normalized, l2, mass)
     X, df = rand(height, width, seed=seed) + 0.05, rand(height, width, seed=seed + 1)
-    s, t = tangent(height, width, seed=seed + 2), tangent(height, width, seed=seed + 3)
-    pinv = torch.linalg.pinv(graph.laplacian(X, degree_normalized=normalized), hermitian=True)
+    changes = rand if l2 or mass else tangent  # with sources any change has a speed
+    s, t = changes(height, width, seed=seed + 2), changes(height, width, seed=seed + 3)
+    cometric = graph.laplacian(X, degree_normalized=normalized) + l2 * torch.eye(graph.n, dtype=torch.float64) + mass
+    pinv = torch.linalg.pinv(cometric, hermitian=True)
     close = dict(rtol=1e-9, atol=1e-10)
     assert_close(metric.inner(X, s, t), s.flatten() @ pinv @ t.flatten(), **close)
     assert_close(metric.norm(X, s) ** 2, metric.inner(X, s, s), **close)
     gradient = metric.gradient(X, df)
     assert_close(metric.inner(X, gradient, s), (df * s).sum(), **close)
-    assert_close(metric.norm(X, gradient) ** 2, graph.energy(X, df, normalized), **close)
+    energy = graph.energy(X, df, normalized) + l2 * df.square().sum() + mass * df.sum() ** 2
+    assert_close(metric.norm(X, gradient) ** 2, energy, **close)
 
 
 @pytest.mark.parametrize("neighborhood, radius, scale", [("von_neumann", 1, 1), ("moore", 1, 3), ("von_neumann", 2, 7)])
@@ -57,9 +62,22 @@ def test_speed_law(neighborhood, radius, scale):
     metric = WassersteinMetric(PixelGraph(20, 20, neighborhood, radius))
     image = blob(20, 20, 9.5, 9.5, 2.5)
     along_x = image * (torch.arange(20.0).double() - 9.5) / 2.5**2
-    assert metric.pixel_scale == scale
+    assert_close(metric.pixel_scale, scale * torch.eye(2, dtype=torch.float64))
+    assert metric.unit == sqrt(scale)
     for motion in (along_x, along_x.T):
-        assert abs(sqrt(scale) * metric.norm(image, motion).item() - 1) < 0.01
+        assert abs(metric.unit * metric.norm(image, motion).item() - 1) < 0.01
+
+
+def test_length_of_a_pixel_has_a_direction():
+    """Weights that prefer one diagonal; an image of one column."""
+    skewed = WassersteinMetric(PixelGraph(20, 20, "moore", 1, lambda dy, dx: 3.0 if dy * dx > 0 else 1.0))
+    image, along = blob(20, 20, 9.5, 9.5, 2.5), torch.arange(20.0).double() - 9.5
+    for y, x in ((0, 1), (1, 1), (1, -1)):
+        v = torch.tensor([y, x], dtype=torch.float64)
+        speed = skewed.norm(image, image * (y * along[:, None] + x * along) / 2.5**2)
+        assert abs(speed / (v @ torch.linalg.inv(skewed.pixel_scale) @ v).sqrt() - 1) < 0.01
+    column = WassersteinMetric(PixelGraph(20, 1))
+    assert column.unit == sqrt(5) and column.pixel_scale.tolist() == [[5, 0], [0, 0]]
 
 
 def test_path_length_is_distance_moved_and_adds_up():
@@ -67,23 +85,6 @@ def test_path_length_is_distance_moved_and_adds_up():
     path = torch.stack([blob(16, 20, 7.5, 6 + 0.5 * k, 2.0) for k in range(13)])
     assert abs(metric.path_length(path).item() / 6 - 1) < 0.02
     assert_close(metric.path_length(path), metric.path_length(path[:5]) + metric.path_length(path[4:]))
-
-
-def test_entropy_flow_is_heat_flow_to_second_order_in_the_contrast():
-    graph = PixelGraph(6, 7, radius=1)
-    metric = WassersteinMetric(graph)
-    L = graph.laplacian(torch.ones(6, 7, dtype=torch.float64), degree_normalized=False)
-    errors = []
-    for contrast in (0.4, 0.2):
-        X = torch.exp(contrast * rand(6, 7))
-        heat = -(L @ X.flatten()).view(6, 7)
-        errors.append(((-metric.gradient(X, X.log()) - heat).norm() / heat.norm()).item())
-    assert errors[0] < 0.02 and 3.5 < errors[0] / errors[1] < 4.5
-    X, after = torch.exp(0.2 * rand(6, 7)), torch.exp(0.2 * rand(6, 7))
-    for _ in range(2000):  # Euler steps up to time 1
-        after = after - metric.gradient(after, after.log()) / 2000
-    exact = torch.from_numpy(expm(-L.numpy()) @ X.flatten().numpy()).view(6, 7)
-    assert (after - exact).norm() < 0.01 * (X - exact).norm()
 
 
 def test_geodesic_has_constant_speed_and_beats_the_straight_line():
@@ -101,18 +102,11 @@ def test_geodesic_has_constant_speed_and_beats_the_straight_line():
     assert abs(metric.distance(4 * a, 4 * b, steps=6) - 2 * distance) < 1e-4 * distance  # root of the mass
 
 
-@pytest.mark.parametrize("neighborhood, radius, tolerance", [("von_neumann", 1, 0.02), ("moore", 1, 0.04)])
-def test_geodesic_distance_agrees_with_exact_transport(neighborhood, radius, tolerance):
-    metric = WassersteinMetric(PixelGraph(14, 14, neighborhood, radius))
-    a, b = blob(14, 14, 4, 5, 1.5), blob(14, 14, 9, 8, 1.5)
-    ratio = sqrt(metric.pixel_scale) * metric.distance(a, b) / wasserstein2(a, b)
-    assert abs(ratio - 1) < tolerance
-
-
-def test_two_pixels_are_root_two_apart():
-    metric = WassersteinMetric(PixelGraph(1, 2, radius=1))
-    a, b = torch.eye(2, dtype=torch.float64)[:, None]
-    assert abs(metric.distance(a, b) - sqrt(2)) < 1e-4
+@pytest.mark.parametrize("neighborhood, tolerance", [("von_neumann", 0.03), ("moore", 0.05)])
+def test_geodesic_distance_agrees_with_exact_transport(neighborhood, tolerance):
+    metric = WassersteinMetric(PixelGraph(10, 10, neighborhood, 1))
+    a, b = blob(10, 10, 3, 4, 1.2), blob(10, 10, 6, 6, 1.2)
+    assert abs(metric.unit * metric.distance(a, b) / wasserstein2(a, b) - 1) < tolerance
 
 
 @settings(max_examples=20, deadline=None)
@@ -175,14 +169,20 @@ ZERO = torch.zeros_like(ONE)
         (lambda: METRIC.gradient(-ONE, ZERO), ("negative",)),
         (lambda: METRIC.path_length(ONE), ("(T, H, W)", "(3, 4)")),
         (lambda: METRIC.path_length(torch.stack([ONE, 2 * ONE])), ("sum to zero",)),
-        (lambda: METRIC.geodesic(ONE, 2 * ONE), ("equal, positive mass", "1.0", "2.0")),
+        (lambda: METRIC.geodesic(ONE, 2 * ONE), ("equal, positive mass", "1.0", "2.0", "l2 or mass")),
+        (lambda: METRIC.distance(ONE, -ONE), ("negative",)),
+        (lambda: WassersteinMetric(PixelGraph(3, 4), l2=-1.0), ("l2", "-1")),
+        (lambda: WassersteinMetric(PixelGraph(3, 4), mass=True), ("mass", "True")),
+        (lambda: WassersteinMetric(PixelGraph(3, 4), mass=torch.inf), ("mass", "inf")),
+        (lambda: WassersteinMetric(PixelGraph(1, 1)).unit, ("no single length",)),
+        (lambda: WassersteinMetric(PixelGraph(9, 9, weight=lambda dy, dx: 2.0 + dx)).unit, ("no single length",)),
         (lambda: METRIC.distance(ONE, ONE, steps=1), ("steps", "1")),
         (lambda: METRIC.distance(ZERO, ZERO), ("positive mass",)),
         (lambda: wasserstein2(ONE, 2 * ONE), ("equal, positive mass",)),
         (lambda: wasserstein2(ONE, ONE.T), ("same shape", "(3, 4)", "(4, 3)")),
         (lambda: wasserstein2(-ONE, -ONE), ("not negative",)),
         (lambda: wasserstein2(ONE, ONE, epsilon=-1), ("epsilon", "-1")),
-        (lambda: wasserstein2(blob(8, 8, 2, 2, 1), blob(8, 8, 5, 5, 1), epsilon=1e-4), ("converge", "larger epsilon")),
+        (lambda: wasserstein2(blob(3, 3, 0, 0, 1), blob(3, 3, 2, 2, 1), epsilon=1e-4), ("converge", "larger epsilon")),
         (lambda: wasserstein2(ONE[None, None], ONE[None, None]), ("(C, H, W)", "(1, 1, 3, 4)")),
         (lambda: wasserstein_of_wasserstein(ONE[None][:0], ONE[None]), ("at least one image",)),
         (

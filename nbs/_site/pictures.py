@@ -23,6 +23,7 @@ CELLS = {
     "theory/01_sweep": "plot-one-offset-of-the-sweep",
     "theory/02_metric": "plot-lengths-of-three-paths",
     "theory/03_penalty": "plot-cost-against-frequency",
+    "theory/04_distances": "plot-a-digit-moves",
     "method/05_networks": "plot-initial-images-and-gradients",
     "method/07_evaluation": "check-scores-grow-with-damage",
     "evidence/08_perturbation": "check-paths",

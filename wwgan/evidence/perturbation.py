@@ -434,7 +434,7 @@ def piece_lengths(path: Tensor) -> Tensor:
     masses = unit_mass(path)
     pieces = [[metric.norm((x + y) / 2, y - x) for x, y in zip(*ends)] for ends in zip(masses, masses[1:])]
     lengths = torch.stack([torch.stack(channels).norm() for channels in pieces])
-    return lengths.float() * (metric.pixel_scale / path.shape[1]) ** 0.5
+    return lengths.float() * metric.unit / path.shape[1] ** 0.5
 
 # %% ../../nbs/evidence/08_perturbation.ipynb #response
 Critic = Callable[[Tensor], Tensor]  # images (B, C, H, W) -> scores (B,)
