@@ -96,6 +96,14 @@ def test_pairs_are_those_of_least_total_distance():
     assert torch.equal(matched_pairs(real, real[shuffle])[shuffle], torch.arange(5).argsort()[torch.arange(5)])
 
 
+def test_bad_arguments_of_points_are_refused_by_name():
+    with pytest.raises(ValueError, match="must be finite"):
+        matched_pairs(images(2, 1, 3, 3), images(2, 1, 3, 3) / 0)
+    for blur in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="blur must be positive"):
+            displacement_interpolation(torch.ones(1, 1, 3, 3), torch.ones(1, 1, 3, 3), share(0.5), blur=blur)
+
+
 def test_the_embeddings_distance_is_dual_to_the_norm():
     """sup of <g, x> over norm(g) at most 1 is the distance: reached by the gradient g = M^-1 x."""
     x = images(1, 1, 12, 12, dtype=torch.float64)
@@ -109,6 +117,18 @@ def test_the_embeddings_distance_is_dual_to_the_norm():
     assert_close(ground.embedding(x).norm(), dual)
     assert_close(Wasserstein.with_length(2.5, l2=4.0).embedding(x).norm(), dual / 2)
     assert (dual - x.norm()).abs() > 0.1
+
+
+def test_points_lie_between_the_two_images_and_follow_the_generator():
+    real, fake = images(64, 1, 4, 4), images(64, 1, 4, 4, seed=1)
+    x = penalty_points(real, fake, generator=torch.Generator().manual_seed(0))
+    share = ((x - fake) / (real - fake)).flatten(1)
+    assert_close(share, share[:, :1].expand_as(share), rtol=1e-3, atol=1e-3)  # one share for each image
+    assert share.min() > -1e-3 and share.max() < 1.001 and share[:, 0].std() > 0.2
+    assert torch.equal(x, penalty_points(real, fake, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(penalty_points(real, fake, "real"), real) and torch.equal(
+        penalty_points(real, fake, "fake"), fake
+    )
 
 
 def test_points_follow_pairs_path_and_random_state():
