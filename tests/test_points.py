@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from wwgan.metric import wasserstein2
 from wwgan.penalty import Euclidean, Shuffled, Sobolev, Wasserstein, gradient_penalty
 from wwgan.points import displacement_interpolation, matched_pairs, penalty_points
-from wwgan.settings import make_config
+from wwgan.runs import run_config
 from wwgan.training import train
 
 
@@ -162,10 +162,10 @@ def test_points_follow_pairs_path_and_random_state():
 def test_runs_with_other_points_and_pairs_differ_and_resume_exactly(smoke, settings):
     whole = train(smoke("whole", steps=4, **settings), progress=False)
     train(smoke("parts", steps=2, **settings), progress=False)
-    parts = train(make_config(resume=True, run_dir=smoke("parts").run_dir, steps=4), progress=False)
+    parts = train(run_config(resume=True, run_dir=smoke("parts").run_dir, steps=4), progress=False)
     plain = train(smoke("plain", steps=4), progress=False)
     values = [[line["penalty"] for line in run.history] for run in (whole, parts, plain)]
-    assert values[0] == values[1] != values[2] and parts.config.points == "geodesic"
+    assert values[0] == values[1] != values[2] and parts.state.config.points == "geodesic"
     weights = lambda run: torch.cat([p.detach().flatten() for p in run.critic.parameters()])
     assert torch.equal(weights(whole), weights(parts))
 
