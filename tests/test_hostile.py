@@ -20,8 +20,8 @@ from wwgan.evidence import claims, perturbation, study
 from wwgan.graph import PixelGraph
 from wwgan.metric import WassersteinMetric, wasserstein2
 from wwgan.networks import make_networks
-from wwgan.penalty import GROUND_METRICS, critic_gradient, gradient_penalty, intensity
-from wwgan.points import penalty_points
+from wwgan.penalty import GROUND_METRICS, critic_gradient, gradient_penalty
+from wwgan.points import intensity, penalty_points
 from wwgan.runs import image_grid, load_checkpoint, run_config, save_checkpoint
 from wwgan.settings import TrainConfig, make_config
 from wwgan.training import main

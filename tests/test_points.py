@@ -8,8 +8,8 @@ from torch.testing import assert_close
 
 from wwgan.metric import wasserstein2
 from wwgan.penalty import Euclidean, Shuffled, Sobolev, Wasserstein, gradient_penalty
-from wwgan.points import displacement, matched_pairs, penalty_points
-from wwgan.settings import make_config
+from wwgan.points import displacement_interpolation, matched_pairs, penalty_points
+from wwgan.runs import run_config
 from wwgan.training import train
 
 
@@ -39,7 +39,7 @@ def test_between_two_gaussians_centre_width_and_mass_go_in_a_straight_line(of_a)
     """The closed form: transport between two Gaussians moves mean and standard deviation in a straight line."""
     a, b = 3 * blob(10, 8, 2.0), 5 * blob(20, 21, 3.0)
     expected = of_a * moments(a) + (1 - of_a) * moments(b)
-    result = moments(displacement(a, b, share(of_a)))
+    result = moments(displacement_interpolation(a, b, share(of_a)))
     assert_close(result, expected, rtol=0, atol=0.03)
     straight = moments(of_a * a + (1 - of_a) * b)
     if of_a not in (0, 1):
@@ -50,7 +50,7 @@ def test_midpoints_are_near_the_exact_ones_and_straight_midpoints_are_not():
     a = torch.zeros(1, 1, 16, 16, dtype=torch.float64)
     a[..., 3:7, 2:5] = 1 / 12
     b = a.roll((6, 8), (2, 3))
-    middle = displacement(a, b, share(0.5))
+    middle = displacement_interpolation(a, b, share(0.5))
     detour = lambda m: (wasserstein2(a[0], m[0]) + wasserstein2(m[0], b[0])) / wasserstein2(a[0], b[0])
     assert detour(middle / middle.sum()) < 1.02 and detour((a + b) / 2) > 1.3
     exact = a.roll((3, 4), (2, 3))
@@ -60,15 +60,15 @@ def test_midpoints_are_near_the_exact_ones_and_straight_midpoints_are_not():
 def test_each_pair_and_channel_moves_by_itself_and_every_time_the_same():
     a, b = ((images(3, 2, 9, 12, seed=k) + 1) / 2 for k in (0, 1))
     shares = share(0.1, 0.5, 0.9)
-    together = displacement(a, b, shares)
-    assert together.dtype == torch.float32 and torch.equal(together, displacement(a, b, shares))
+    together = displacement_interpolation(a, b, shares)
+    assert together.dtype == torch.float32 and torch.equal(together, displacement_interpolation(a, b, shares))
     for k in range(3):
         for c in range(2):
-            alone = displacement(a[k : k + 1, c : c + 1], b[k : k + 1, c : c + 1], shares[k : k + 1])
+            alone = displacement_interpolation(a[k : k + 1, c : c + 1], b[k : k + 1, c : c + 1], shares[k : k + 1])
             assert_close(together[k : k + 1, c : c + 1], alone)
     assert_close(together.sum((-2, -1)), (shares * a + (1 - shares) * b).sum((-2, -1)).float())
-    assert (displacement(a, a, shares) - a).abs().max() < 0.01  # nothing moves, and nothing blurs
-    assert_close(displacement(b, a, 1 - shares), together)
+    assert (displacement_interpolation(a, a, shares) - a).abs().max() < 0.01  # nothing moves, and nothing blurs
+    assert_close(displacement_interpolation(b, a, 1 - shares), together)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 1, 7), (1, 1, 128, 128)], ids=str)
@@ -77,7 +77,7 @@ def test_black_channels_single_pixels_and_wide_images_stay_finite(shape):
     dot[..., 0, 0] = 1
     far = dot.flip(-1, -2)
     for a, b in ((black, black), (black, dot), (dot, far)):
-        result = displacement(a, b, share(*[0.5] * shape[0]))
+        result = displacement_interpolation(a, b, share(*[0.5] * shape[0]))
         assert result.isfinite().all() and (result >= 0).all()
     x = penalty_points(2 * dot - 1, 2 * far - 1, "geodesic")
     assert x.min() >= -1 and x.max() <= 1
@@ -96,6 +96,14 @@ def test_pairs_are_those_of_least_total_distance():
     assert torch.equal(matched_pairs(real, real[shuffle])[shuffle], torch.arange(5).argsort()[torch.arange(5)])
 
 
+def test_bad_arguments_of_points_are_refused_by_name():
+    with pytest.raises(ValueError, match="must be finite"):
+        matched_pairs(images(2, 1, 3, 3), images(2, 1, 3, 3) / 0)
+    for blur in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="blur must be positive"):
+            displacement_interpolation(torch.ones(1, 1, 3, 3), torch.ones(1, 1, 3, 3), share(0.5), blur=blur)
+
+
 def test_the_embeddings_distance_is_dual_to_the_norm():
     """sup of <g, x> over norm(g) at most 1 is the distance: reached by the gradient g = M^-1 x."""
     x = images(1, 1, 12, 12, dtype=torch.float64)
@@ -111,6 +119,18 @@ def test_the_embeddings_distance_is_dual_to_the_norm():
     assert (dual - x.norm()).abs() > 0.1
 
 
+def test_points_lie_between_the_two_images_and_follow_the_generator():
+    real, fake = images(64, 1, 4, 4), images(64, 1, 4, 4, seed=1)
+    x = penalty_points(real, fake, generator=torch.Generator().manual_seed(0))
+    share = ((x - fake) / (real - fake)).flatten(1)
+    assert_close(share, share[:, :1].expand_as(share), rtol=1e-3, atol=1e-3)  # one share for each image
+    assert share.min() > -1e-3 and share.max() < 1.001 and share[:, 0].std() > 0.2
+    assert torch.equal(x, penalty_points(real, fake, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(penalty_points(real, fake, "real"), real) and torch.equal(
+        penalty_points(real, fake, "fake"), fake
+    )
+
+
 def test_points_follow_pairs_path_and_random_state():
     real, fake = images(6, 1, 8, 8), images(6, 1, 8, 8, seed=1)
     partner = matched_pairs(real, fake)
@@ -119,7 +139,7 @@ def test_points_follow_pairs_path_and_random_state():
     matched = penalty_points(real, fake, epsilon=half, pairs="matched")
     assert torch.equal(matched, 0.25 * real + 0.75 * fake[partner])
     geodesic = penalty_points(real, fake, "geodesic", epsilon=half, pairs="matched")
-    expected = 2 * displacement((real + 1) / 2, (fake[partner] + 1) / 2, half).clamp_max(1) - 1
+    expected = 2 * displacement_interpolation((real + 1) / 2, (fake[partner] + 1) / 2, half).clamp_max(1) - 1
     assert torch.equal(geodesic, expected) and not torch.equal(geodesic, matched)
     for points, pairs in (("geodesic", "random"), ("interpolated", "matched")):
         draws = [
@@ -142,10 +162,10 @@ def test_points_follow_pairs_path_and_random_state():
 def test_runs_with_other_points_and_pairs_differ_and_resume_exactly(smoke, settings):
     whole = train(smoke("whole", steps=4, **settings), progress=False)
     train(smoke("parts", steps=2, **settings), progress=False)
-    parts = train(make_config(resume=True, run_dir=smoke("parts").run_dir, steps=4), progress=False)
+    parts = train(run_config(resume=True, run_dir=smoke("parts").run_dir, steps=4), progress=False)
     plain = train(smoke("plain", steps=4), progress=False)
     values = [[line["penalty"] for line in run.history] for run in (whole, parts, plain)]
-    assert values[0] == values[1] != values[2] and parts.config.points == "geodesic"
+    assert values[0] == values[1] != values[2] and parts.state.config.points == "geodesic"
     weights = lambda run: torch.cat([p.detach().flatten() for p in run.critic.parameters()])
     assert torch.equal(weights(whole), weights(parts))
 

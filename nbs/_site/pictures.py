@@ -22,6 +22,7 @@ CELLS = {
     "theory/00_graph": "plot-a-digit-its-graph-and-its-motion",
     "theory/01_sweep": "plot-one-offset-of-the-sweep",
     "theory/02_metric": "plot-lengths-of-three-paths",
+    "theory/02_points": "plot-fading-and-moving",
     "theory/03_penalty": "plot-cost-against-frequency",
     "theory/04_distances": "plot-a-digit-moves",
     "method/05_networks": "plot-initial-images-and-gradients",
