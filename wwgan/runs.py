@@ -205,9 +205,7 @@ def only_process(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ValueError(
-            f"{folder} is being written by another process: wait for it, or name another run_dir"
-        ) from None
+        raise ValueError(f"{folder} is being written by another process: wait, or name another run_dir") from None
     try:
         yield
     finally:
