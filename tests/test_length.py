@@ -1,0 +1,80 @@
+"""The study of the length: what is measured of a run, and what its plan makes of the numbers."""
+
+import math
+import random
+
+import pytest
+
+from wwgan.data import load_images, pick_images, to_float
+from wwgan.evidence import length
+from wwgan.evidence.perturbation import matched
+from wwgan.training import train
+
+
+def test_a_run_is_measured(smoke, data_dir):
+    run = train(smoke(eval_interval=2, eval_features="pixels", eval_samples=20), progress=False)
+    real = pick_images(load_images("digits", data_dir, 16, "test"), 20)
+    found = length.outcomes(run, real, matched(to_float(real[:10]), (0.5, 1.0)))
+    assert found["images"] == 20 and set(found["jumps"]) == set(length.PATHS) and 0 <= found["separation"] <= 1
+    assert {len(values) for values in found["responses"].values()} == {2}
+    again = length.outcomes(run, real, matched(to_float(real[:10]), (0.5, 1.0)))
+    assert again == found
+    ready = found | dict(gap=abs(found["gap"]), frechet=run.evaluations[-1]["scores"]["frechet"])
+    assert all(length.value_of(name, ready) > 0 for name in ("quality", "robustness", "continuity", "detail"))
+
+
+def record(factor: float, gap: float = 1.0) -> dict:
+    """Outcomes that are all `factor`, in units of the gap."""
+    jumps = {kind: dict(largest=factor, sum=factor) for kind in length.PATHS}
+    spectrum = dict(frequencies=[0.1, 0.3], power=[9.0, math.exp(factor)], power_of_real=[1.0, 1.0])
+    responses = {name: [9.0, factor] for name in length.MOTIONS}
+    return dict(frechet=factor, gap=gap, responses=responses, jumps=jumps) | spectrum
+
+
+def records(factors: dict[str, float], spread: float = 0.01, seeds: int = 5) -> dict:
+    draw = random.Random(0)
+    return {
+        f"{name}-seed{seed}": record(factor * math.exp(draw.gauss(0, spread)))
+        for name, factor in factors.items()
+        for seed in range(seeds)
+    }
+
+
+ALL = dict.fromkeys(
+    ["euclidean", "released", "length8", "length32", "paper"]
+    + ["twin-released", "twin8", "permuted-released", "permuted8"],
+    1.0,
+)
+
+
+@pytest.mark.parametrize("claim", length.PLAN)
+@pytest.mark.parametrize("factor, spread, word", [(0.5, 0.01, -1), (2.0, 0.01, 1), (0.9, 0.5, 0)])
+def test_verdicts_follow_the_plan(claim, factor, spread, word):
+    plan = length.PLAN[claim]
+    found = length.verdicts(records(ALL | dict(released=factor), spread), range(5), claim)
+    verdict = found[f"released over {plan.pairs[0][1]}"]
+    assert len(found) == len(plan.pairs) and verdict.ratio.low < verdict.ratio.mean < verdict.ratio.high
+    expected = "undecided" if not word else "supported" if word == plan.predicted else "contradicted"
+    assert verdict.word == expected
+    if word:
+        assert verdict.p < 0.05 and verdict.ratio.mean == pytest.approx(factor, rel=0.05)
+
+
+def test_where_nothing_is_predicted_agreement_supports():
+    found = length.verdicts(records(ALL), range(5), "image weighting")
+    assert {verdict.word for verdict in found.values()} == {"supported"}
+
+
+def test_a_critic_without_a_gap_is_left_out_of_what_needs_one():
+    known = records(ALL)
+    known["released-seed3"]["gap"] = -0.1
+    with pytest.raises(ValueError, match="has no gap, got -0.1"):
+        length.value_of("robustness", known["released-seed3"])
+    assert length.verdicts(known, range(5), "robustness")["released over euclidean"].ratio.n == 4
+    assert length.verdicts(known, range(5), "samples")["released over euclidean"].ratio.n == 5
+
+
+def test_trend_finds_a_planted_slope():
+    planted = {name: (1 + pixels) ** -0.3 for name, pixels in length.LENGTHS.items()}
+    slope = length.trend(records(planted), range(5), "robustness")
+    assert slope.low < -0.3 < slope.high and slope.high < -0.25

@@ -1,0 +1,239 @@
+"""The study of the length: what is measured of each run, and the comparisons that were fixed before it was run.
+
+The plan, with its reasons, is in nbs/evidence/09_statistics.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..data import load_images, pick_images, to_float
+from ..evaluation import main_score
+from ..files import read_json, write_json
+from ..runs import Run, load_run, read_evaluations
+from ..step import draw_many, fixed_random, generate, gradient_norms
+from .perturbation import (
+    MOTIONS,
+    Matched,
+    cross_fade,
+    latent_paths,
+    matched,
+    perturbation_path,
+    radial_power_spectrum,
+    separation,
+)
+from .statistics import Estimate, holm, log_ratios, measured_ratio, student_mean, student_p
+from .study import Study, read_study, run_study
+
+LENGTHS = {"euclidean": 0.0, "released": 7**0.5, "length8": 8.0, "length32": 32.0}  # in pixels, the dose
+OUTCOMES = "outcomes.json"
+PATHS = ("translation", "elastic", "cross-fade", "latent")
+SIZES = (1.0, 2.0, 4.0)  # Euclidean sizes of the perturbations, in intensities
+DETAIL = 0.25  # cycles per pixel above which the power spectrum counts as fine detail
+
+
+class Plan(NamedTuple):
+    """A claim of the plan: which outcome decides it, of which settings over which, and what was predicted.
+
+    predicted: -1 for a ratio below 1, +1 for one above, 0 for none.
+    """
+
+    outcome: str
+    pairs: tuple[tuple[str, str], ...]
+    predicted: int
+
+
+_OVER_EUCLID = tuple((name, "euclidean") for name in ("released", "length8", "length32", "paper"))
+_OVER_PERMUTED = (("released", "permuted-released"), ("length8", "permuted8"))
+_OVER_TWIN = (("released", "twin-released"), ("length8", "twin8"))
+PLAN = {
+    "samples": Plan("quality", _OVER_EUCLID, -1),
+    "robustness": Plan("robustness", _OVER_EUCLID, -1),
+    "continuity": Plan("continuity", _OVER_EUCLID, -1),
+    "detail": Plan("detail", _OVER_EUCLID, +1),
+    "pixel order": Plan("robustness", _OVER_PERMUTED, -1),
+    "image weighting": Plan("robustness", _OVER_TWIN, 0),
+}
+
+
+def paths_of(run: Run, images: Tensor, steps: int = 16) -> dict[str, Tensor]:
+    """Paths (B, steps + 1, C, H, W) of images (2 B, C, H, W) in [-1, 1] and, as many, of the run's generator."""
+    a, b = images.chunk(2)
+    ends = run.state.latent(2 * len(a), fixed_random(run.state, "paths")).chunk(2)
+    return {
+        "translation": perturbation_path(a, "translation", 3.0, steps),
+        "elastic": perturbation_path(a, "elastic", 1.5, steps),
+        "cross-fade": cross_fade(a, b, steps),
+        "latent": latent_paths(lambda z: generate(run.generator, z), ends[0], ends[1], steps),
+    }
+
+
+def outcomes(run: Run, real: Tensor, moved: Mapping[str, Matched]) -> dict[str, Any]:
+    """What is measured of a finished run, on images `real` (n, C, H, W), uint8, which it did not see. Plain numbers.
+
+    moved: the first of these, perturbed. Responses and jumps are mean changes of the critic's output, in its own
+    units; "gap" is by how much it scores real images above as many generated ones, the unit to see them in.
+    """
+    fake, n = draw_many(run.state, len(real)), len(real)
+    x, y = to_float(real), to_float(fake)
+    with torch.no_grad():
+        scores = run.critic(x)
+        gap = (scores.mean() - run.critic(y).mean()).item()
+        responses = {
+            name: [(run.critic(other) - scores[: len(other)]).abs().mean().item() for other in found.images]
+            for name, found in moved.items()
+        }
+        jumps = {
+            kind: run.critic(path.flatten(0, 1)).view(path.shape[:2]).diff(dim=1).abs()
+            for kind, path in paths_of(run, x[: n // 5]).items()
+        }
+    norms = {points: gradient_norms(run.state, real, points, n) for points in ("interpolated", "real", "fake")}
+    frequencies, power = radial_power_spectrum(fake)
+    return dict(
+        images=n,
+        sizes=SIZES,
+        spread=scores.std().item(),
+        gap=gap,
+        separation=separation(run.critic, x, y),
+        responses=responses,
+        jumps={kind: dict(largest=j.amax(1).mean().item(), sum=j.sum(1).mean().item()) for kind, j in jumps.items()},
+        norms={points: {name: _quantiles(v) for name, v in found.items()} for points, found in norms.items()},
+        deviation={points: (v["penalised"] - 1).square().mean().sqrt().item() for points, v in norms.items()},
+        frequencies=frequencies.tolist(),
+        power=power.tolist(),
+        power_of_real=radial_power_spectrum(real)[1].tolist(),
+    )
+
+
+def _quantiles(values: Tensor) -> list[float]:
+    return torch.quantile(values, torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])).tolist()
+
+
+def measure(study: Study, results: Path, runs: Path, data_dir: str | None = None, n: int = 1000) -> list[Path]:
+    """Measure what is recorded but not yet measured of a study, on n test images; the files written.
+
+    runs: the folder of its run folders. Perturbed are half of the images, the same ones for all runs.
+    """
+    missing = [
+        name for name in study.configs() if (results / name).exists() and not (results / name / OUTCOMES).exists()
+    ]
+    if not missing:
+        return []
+    config = study.configs()[missing[0]]
+    real = pick_images(load_images(config.dataset, data_dir, config.size, "test"), n)
+    moved = matched(to_float(real[: n // 2]), SIZES)
+    for name in missing:
+        write_json(results / name / OUTCOMES, outcomes(load_run(runs / name, "cpu"), real, moved))
+    return [results / name / OUTCOMES for name in missing]
+
+
+def read_outcomes(study: Study, results: Path) -> dict[str, Any]:
+    """Run's name -> outcomes, with the last Fréchet distance as "frechet", of the runs measured so far."""
+    found = {name: results / name for name in study.configs() if (results / name / OUTCOMES).exists()}
+    frechet = {name: main_score(read_evaluations(folder)[-1]) for name, folder in found.items()}
+    return {name: read_json(folder / OUTCOMES) | dict(frechet=frechet[name]) for name, folder in found.items()}
+
+
+def value_of(outcome: str, record: Mapping[str, Any]) -> float:
+    """One positive number of a run's outcomes.json, with its last Fréchet distance as "frechet".
+
+    Raises ValueError where a critic scores generated images above real ones, which leaves no unit.
+    """
+    if outcome == "quality":
+        return float(record["frechet"])
+    if outcome == "detail":  # departure of the power of fine detail from that of real images, either way
+        rows = zip(record["frequencies"], record["power"], record["power_of_real"])
+        logs = [abs(math.log(mine / real)) for frequency, mine, real in rows if frequency >= DETAIL]
+        return sum(logs) / len(logs)
+    if not record["gap"] > 0:
+        raise ValueError(f"a critic that scores generated images above real ones has no gap, got {record['gap']:.3g}")
+    if outcome == "robustness":
+        found = [record["responses"][name][-1] for name in MOTIONS if name in record["responses"]]
+    else:
+        found = [record["jumps"][kind]["largest"] for kind in PATHS]
+    return math.exp(sum(map(math.log, found)) / len(found)) / record["gap"]
+
+
+class Verdict(NamedTuple):
+    """A comparison of the plan: the ratio, its p-value adjusted for all comparisons of the claim, and a word."""
+
+    ratio: Estimate
+    p: float
+    word: str
+
+
+def verdicts(records: Mapping[str, Any], seeds: Iterable[int], claim: str) -> dict[str, Verdict]:
+    """Each comparison of a claim, as "released over euclidean", over the seeds of which both runs have the outcome.
+
+    records: of `read_outcomes`. Raises ValueError for a comparison with fewer than two such seeds.
+    """
+    plan, seeds = PLAN[claim], list(seeds)
+    of = lambda record: [value_of(plan.outcome, record)]
+    ratios, p_values = {}, {}
+    for pair in plan.pairs:
+        both = [seed for seed in seeds if all(_has(plan.outcome, records.get(f"{x}-seed{seed}")) for x in pair)]
+        name = " over ".join(pair)
+        ratios[name] = measured_ratio(records, both, *pair, of)
+        p_values[name] = student_p(log_ratios(records, both, *pair, of))
+    adjusted = holm(p_values)
+    return {
+        name: Verdict(ratio, adjusted[name], word_of(ratio, adjusted[name], plan)) for name, ratio in ratios.items()
+    }
+
+
+def _has(outcome: str, record: Mapping[str, Any] | None) -> bool:
+    return record is not None and (outcome in ("quality", "detail") or record["gap"] > 0)
+
+
+def word_of(ratio: Estimate, p: float, plan: Plan) -> str:
+    """supported, contradicted or undecided; where no difference was predicted, agreeing within a tenth or not."""
+    if plan.predicted == 0:
+        return (
+            "supported" if 0.9 <= ratio.low and ratio.high <= 1 / 0.9 else "contradicted" if p < 0.05 else "undecided"
+        )
+    if p >= 0.05:
+        return "undecided"
+    return "supported" if (ratio.mean > 1) == (plan.predicted > 0) else "contradicted"
+
+
+def trend(records: Mapping[str, Any], seeds: Iterable[int], outcome: str) -> Estimate:
+    """Slope of an outcome's logarithm against log(1 + length), one for each seed: mean with Student's interval."""
+    slopes = []
+    for seed in seeds:
+        points = [
+            (math.log1p(length), math.log(value_of(outcome, records[f"{name}-seed{seed}"])))
+            for name, length in LENGTHS.items()
+        ]
+        x, y = torch.tensor(points, dtype=torch.float64).T
+        slopes.append((((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()).item())
+    return student_mean(slopes)
+
+
+def main(argv: Iterable[str] | None = None) -> int:
+    """Train and measure what is missing of the study, seed by seed, and print the verdicts so far; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m wwgan.evidence.length", description=main.__doc__)
+    parser.add_argument("study", type=Path, help="study.json, in the folder of the records")
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the run folders")
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time [1]")
+    parser.add_argument("--data_dir", help="holds data sets and prepared arrays; default: data/ of the repository")
+    given = parser.parse_args(argv)
+    study, results = read_study(given.study), given.study.parent
+    for seed in study.seeds:
+        names = [name for name, config in study.configs().items() if config.seed == seed]
+        run_study(study, results, given.runs, given.workers, names, threads=1, progress=False, data_dir=given.data_dir)
+        measure(study, results, given.runs, given.data_dir)
+    records = read_outcomes(study, results)
+    for claim in PLAN:
+        for pair, found in verdicts(records, study.seeds, claim).items():
+            print(f"{claim:<16} {pair:<40} {found.ratio:.3f}, p {found.p:.3f}: {found.word}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
