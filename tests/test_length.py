@@ -6,8 +6,11 @@ import random
 import pytest
 
 from wwgan.data import load_images, pick_images, to_float
+from wwgan.evaluation import main_score
 from wwgan.evidence import length
 from wwgan.evidence.perturbation import matched
+from wwgan.evidence.study import Study
+from wwgan.runs import read_evaluations
 from wwgan.training import train
 
 
@@ -21,6 +24,21 @@ def test_a_run_is_measured(smoke, data_dir):
     assert again == found
     ready = found | dict(gap=abs(found["gap"]), frechet=run.evaluations[-1]["scores"]["frechet"])
     assert all(length.value_of(name, ready) > 0 for name in ("quality", "robustness", "continuity", "detail"))
+
+
+def test_search_takes_the_best_of_five_for_every_setting(tmp_path, data_dir, monkeypatch):
+    small = dict(preset="smoke", eval_interval=2, eval_features="pixels", eval_samples=20, device="cpu")
+    monkeypatch.setattr(length, "COMMON", small | dict(critic_steps=1, batch_size=4, width=4))
+    monkeypatch.setattr(length, "SETTINGS", {name: length.SETTINGS[name] for name in ("euclidean", "twin8")})
+    monkeypatch.setattr(length, "Study", lambda common, *rest: Study(common | dict(steps=2), *rest))
+    study = length.search(tmp_path / "search", tmp_path / "runs", data_dir=str(data_dir))
+    assert study.seeds == [0, 1, 2, 3, 4] and study.settings["twin8"]["order"] == -1
+    assert len([*(tmp_path / "search").glob("*-seed100")]) == 10
+    for name, given in study.settings.items():
+        paths = (tmp_path / "search").glob(f"{name}-lr*-seed100")
+        scores = {path.name: main_score(read_evaluations(path)[-1]) for path in paths}
+        best = min(scores, key=scores.get)
+        assert f"-weight{given['weight']}-" in best and length.RATES[best.split("-lr")[1][:4]] == given["lr"]
 
 
 def record(factor: float, gap: float = 1.0) -> dict:

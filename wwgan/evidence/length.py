@@ -7,6 +7,7 @@ import argparse
 import math
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,9 +29,38 @@ from .perturbation import (
     radial_power_spectrum,
     separation,
 )
+from .records import read_records
 from .statistics import Estimate, holm, log_ratios, measured_ratio, student_mean, student_p
 from .study import Study, read_study, run_study
 
+COMMON: dict[str, Any] = dict(
+    dataset="fashion_mnist",
+    size=32,
+    width=16,
+    latent_dim=64,
+    critic_steps=5,
+    batch_size=64,
+    betas=[0.5, 0.9],
+    ema=0.99,
+    log_interval=100,
+    sample_interval=500,
+    checkpoint_interval=500,
+    eval_interval=500,
+    eval_features="efficientnet",
+    eval_samples=2000,
+)
+SETTINGS: dict[str, dict[str, Any]] = {
+    "euclidean": dict(penalty="euclidean"),
+    "released": dict(penalty="wasserstein"),
+    "length8": dict(penalty="wasserstein", length=8),
+    "length32": dict(penalty="wasserstein", length=32),
+    "paper": dict(penalty="wasserstein-paper"),
+    "twin-released": dict(penalty="sobolev", order=-1, length=7**0.5),
+    "twin8": dict(penalty="sobolev", order=-1, length=8),
+    "permuted-released": dict(penalty="wasserstein-shuffled"),
+    "permuted8": dict(penalty="wasserstein-shuffled", length=8),
+}
+RATES = {"5e-4": 0.0005, "1e-3": 0.001, "2e-3": 0.002}
 LENGTHS = {"euclidean": 0.0, "released": 7**0.5, "length8": 8.0, "length32": 32.0}  # in pixels, the dose
 OUTCOMES = "outcomes.json"
 PATHS = ("translation", "elastic", "cross-fade", "latent")
@@ -60,6 +90,37 @@ PLAN = {
     "pixel order": Plan("robustness", _OVER_PERMUTED, -1),
     "image weighting": Plan("robustness", _OVER_TWIN, 0),
 }
+
+
+def _train(study: Study, results: Path, runs: Path, only: Iterable[str] | None = None, **where: Any) -> None:
+    """Train what is missing, one thread a run; runs that fail, because they diverge, are named and left out."""
+    try:
+        run_study(study, results, runs, only=only, threads=1, progress=False, **where)
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
+
+
+def search(folder: Path, runs: Path, workers: int = 1, data_dir: str | None = None) -> Study:
+    """The plan's search for learning rate and weight, on seed 100; what is recorded in `folder` is not run again.
+
+    Returns the study that follows from it, with the best of five for every setting.
+    """
+
+    def best(tried: Mapping[str, Mapping[str, Any]]) -> str:
+        study = Study(COMMON | dict(steps=500), tried, [100])
+        _train(study, folder, runs, workers=workers, data_dir=data_dir)
+        found = read_records(study, folder)
+        scores = {name: main_score(record.evaluations[-1]) for name, group in found.items() for record in group}
+        return min(scores, key=lambda name: scores[name])
+
+    settings = {}
+    for name, given in SETTINGS.items():
+        rates = {f"{name}-lr{rate}-weight10": given | dict(lr=lr, weight=10) for rate, lr in RATES.items()}
+        first = best(rates)
+        weights = {first.replace("weight10", f"weight{w}"): rates[first] | dict(weight=w) for w in (1, 100)}
+        tried = {first: rates[first], **weights}
+        settings[name] = tried[best(tried)]
+    return Study(COMMON | dict(steps=3000), settings, [0, 1, 2, 3, 4])
 
 
 def paths_of(run: Run, images: Tensor, steps: int = 16) -> dict[str, Tensor]:
@@ -216,19 +277,23 @@ def trend(records: Mapping[str, Any], seeds: Iterable[int], outcome: str) -> Est
 
 
 def main(argv: Iterable[str] | None = None) -> int:
-    """Train and measure what is missing of the study, seed by seed, and print the verdicts so far; the exit code."""
+    """Search, train and measure what is missing of the study, and print the verdicts; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m wwgan.evidence.length", description=main.__doc__)
-    parser.add_argument("study", type=Path, help="study.json, in the folder of the records")
+    parser.add_argument("results", type=Path, help="folder of the records, such as data/results/length")
     parser.add_argument("--runs", type=Path, required=True, help="folder of the run folders")
-    parser.add_argument("--workers", type=int, default=1, help="runs at a time [1]")
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time, of one thread each [1]")
     parser.add_argument("--data_dir", help="holds data sets and prepared arrays; default: data/ of the repository")
     given = parser.parse_args(argv)
-    study, results = read_study(given.study), given.study.parent
-    for seed in study.seeds:
+    where: dict[str, Any] = dict(workers=given.workers, data_dir=given.data_dir)
+    path = given.results / "study.json"
+    if not path.exists():
+        write_json(path, asdict(search(given.results / "search", given.runs / "search", **where)))
+    study = read_study(path)
+    for seed in study.seeds:  # complete seeds first, so that a study cut off early compares like with like
         names = [name for name, config in study.configs().items() if config.seed == seed]
-        run_study(study, results, given.runs, given.workers, names, threads=1, progress=False, data_dir=given.data_dir)
-        measure(study, results, given.runs, given.data_dir)
-    records = read_outcomes(study, results)
+        _train(study, given.results, given.runs, names, **where)
+        measure(study, given.results, given.runs, given.data_dir)
+    records = read_outcomes(study, given.results)
     for claim in PLAN:
         for pair, found in verdicts(records, study.seeds, claim).items():
             print(f"{claim:<16} {pair:<40} {found.ratio:.3f}, p {found.p:.3f}: {found.word}")
