@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 import torch
 
-from .files import project_root, remove_stale, writable, write_atomically
+from .files import check_checksum, project_root, remove_stale, writable, write_atomically
 from .sources import DATASETS, Pictures, Source, find, parse
 
 if TYPE_CHECKING:
@@ -243,10 +243,6 @@ def _cached(source: Source, size: int, name: str, folders: Sequence[Path]) -> to
     return images
 
 
-def _checksum_file(path: Path) -> Path:
-    return path.with_name(f"{path.name}.sha256")
-
-
 def _open_cache(path: Path) -> torch.Tensor | None:
     """The prepared array, memory-mapped; None if there is none or, with a warning, if it is not what was written.
 
@@ -254,21 +250,16 @@ def _open_cache(path: Path) -> torch.Tensor | None:
     """
     if not path.exists():
         return None
-    reason, digest = "its checksum is not the one beside it", hashlib.sha256()
     try:
-        with open(path, "rb") as file:
-            while chunk := file.read(2**20):
-                digest.update(chunk)
-        if _checksum_file(path).read_text(encoding="utf-8") == f"{digest.hexdigest()}  {path.name}\n":
-            return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
-    except (OSError, ValueError) as error:
-        reason = str(error)
-    warnings.warn(f"{path} is damaged ({reason}): its images are prepared again", stacklevel=2)
-    return None
+        check_checksum(path)
+        return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+    except ValueError as error:
+        warnings.warn(f"{error}; its images are prepared again", stacklevel=2)
+        return None
 
 
 def _prepare(source: Source, size: int, path: Path) -> None:
-    """Write the array of a source and beside it, as `sha256sum --check` reads it, its checksum; or nothing at all."""
+    """Write the array of a source, and its checksum beside it, or nothing at all."""
     pictures, _ = source.read()
     channels = source.channels or (1 if all(map(_is_gray, pictures)) else 3)
     shape = (len(pictures), channels, size, size)
@@ -278,17 +269,13 @@ def _prepare(source: Source, size: int, path: Path) -> None:
     def write(file: BinaryIO) -> None:
         _reserve(file, math.prod(shape), path.parent)
         file.write(header.getvalue())
-        digest = hashlib.sha256(header.getvalue())
         for block in _squares(pictures, size, channels, source.enlarge):
             file.write(block.data)
-            digest.update(block.data)
-        line = f"{digest.hexdigest()}  {path.name}\n"
-        write_atomically(_checksum_file(path), lambda beside: beside.write(line.encode()))
 
     remove_stale(path.parent)
     for left in path.parent.glob(f".{path.name}.*.part"):  # by a process that was killed: its lock is ours now
         left.unlink()
-    write_atomically(path, write)
+    write_atomically(path, write, checksum=True)
 
 
 def _reserve(file: BinaryIO, need: int, folder: Path) -> None:

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .data import to_float
-from .files import content_hash, impatient, reach, unknown_name, writable, write_atomically
+from .files import content_hash, file_sha256, impatient, load_tensors, reach, save_tensors, unknown_name, writable
 
 # %% ../nbs/method/07_evaluation.ipynb #gaussian
 class Gaussian(NamedTuple):
@@ -271,7 +271,7 @@ def scores(generated: Tensor, real: Tensor, features: str = "efficientnet", **op
     return _compare(FEATURES[features], found, fit_gaussian(others), (found["features"], others), subsets=100)
 
 # %% ../nbs/method/07_evaluation.ipynb #evaluator
-_REFERENCE_FORMAT = 3  # part of the cache's name: raise it when the statistics of the same images change
+_REFERENCE_FORMAT = 4  # part of the cache's name: raise it when the statistics of the same images change
 _KERNEL_SUBSETS = 10
 
 
@@ -314,7 +314,7 @@ class Evaluator:
         self.samples, self.space = samples, FEATURES[features]
         protocol = dict(
             features=features,
-            weights_sha256=path and hashlib.sha256(path.read_bytes()).hexdigest(),
+            weights_sha256=path and file_sha256(path),
             resize=self.space.resize,
             samples=samples,
             real_samples=used,
@@ -368,30 +368,19 @@ class Evaluator:
             reference = _read_reference(path)
             if reference is None:
                 reference = self._make_reference(images)
-                _write_reference(path, reference)
+                save_tensors(path, reference._asdict() | dict(gaussian=tuple(reference.gaussian)))
             return reference
-
-
-def _write_reference(path: Path, reference: Reference) -> None:
-    """A sha256 (32 bytes), then what torch.save writes; whole or not at all."""
-    buffer = io.BytesIO()
-    torch.save(reference._asdict() | dict(gaussian=tuple(reference.gaussian)), buffer)
-    content = buffer.getvalue()
-    write_atomically(path, lambda file: file.write(hashlib.sha256(content).digest() + content))
 
 
 def _read_reference(path: Path) -> Reference | None:
     """Kept statistics; None if the file is missing, or cannot be used, which is said on standard error."""
-    try:
-        kept = path.read_bytes()
-        if hashlib.sha256(kept[32:]).digest() != kept[:32]:
-            raise ValueError("its content does not have the checksum that it was written with")
-        found = torch.load(io.BytesIO(kept[32:]), map_location="cpu", weights_only=True)
-        return Reference(**found | dict(gaussian=Gaussian(*found["gaussian"])))
-    except FileNotFoundError:
+    if not path.exists():
         return None
+    try:
+        found = load_tensors(path)
+        return Reference(**found | dict(gaussian=Gaussian(*found["gaussian"])))
     except Exception as error:  # whatever a foreign file makes the reader stumble over
-        print(f"{path} is damaged, its statistics are computed anew: {error}", file=sys.stderr)
+        print(f"{error}; the statistics of real images are computed anew", file=sys.stderr)
         return None
 
 
