@@ -56,6 +56,15 @@ def default_size(dataset: str) -> int:
     return DATASETS[parse(dataset)[0]].size
 
 
+def preparation(dataset: str, size: int) -> dict[str, str]:
+    """What a protocol must say of how images of that size are made, under "preparation"; nothing if only resized."""
+    about = DATASETS[parse(dataset)[0]]
+    if not about.padded_from:
+        return {}
+    resized = f", resized to {size}" if size != about.size else ""
+    return dict(preparation=f"padded from {about.padded_from} to {about.size} pixels{resized}")
+
+
 def load_images(
     dataset: str = "digits", data_dir: str | Path | None = None, size: int | None = None, split: str = "train"
 ) -> torch.Tensor:
@@ -162,7 +171,7 @@ def _square(picture: str | np.ndarray, size: int, channels: int, enlarge: bool) 
 
 # ---- all pictures
 
-_BLOCK, _BLOCKS = 64, 16  # pictures that a thread decodes in a row, and how many such blocks may wait in memory
+_BLOCK = 1024  # pictures in memory while they are decoded
 _MOST_REFUSED = 10  # pictures named in one error
 
 
@@ -175,23 +184,20 @@ def _squares(pictures: Pictures, size: int, channels: int, enlarge: bool) -> Ite
 
     refused: list[str] = []
 
-    def block(start: int) -> np.ndarray:
-        made = []
-        for picture in pictures[start : start + _BLOCK]:
-            if len(refused) < _MOST_REFUSED:
-                try:
-                    made.append(_square(picture, size, channels, enlarge))
-                except ValueError as error:
-                    refused.append(str(error))
-        return np.array(made, dtype=np.uint8)
+    def square(picture: str | np.ndarray) -> np.ndarray | None:
+        try:
+            return _square(picture, size, channels, enlarge) if len(refused) < _MOST_REFUSED else None
+        except ValueError as error:
+            refused.append(str(error))
+            return None
 
-    starts, workers = range(0, len(pictures), _BLOCK), min(8, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers) as pool, tqdm(total=len(pictures), desc="preparing", unit="image", delay=1) as bar:
-        for first in range(0, len(starts), _BLOCKS):
-            for made in pool.map(block, starts[first : first + _BLOCKS]):
-                bar.update(len(made))
-                if not refused:
-                    yield made
+    workers, total = min(8, os.cpu_count() or 1), len(pictures)
+    with ThreadPoolExecutor(workers) as pool, tqdm(total=total, desc="preparing", unit="image", delay=1) as bar:
+        for start in range(0, total, _BLOCK):
+            made = [*pool.map(square, pictures[start : start + _BLOCK])]
+            bar.update(len(made))
+            if not refused:
+                yield np.array(made, dtype=np.uint8)
     more = ", and perhaps more" if len(refused) >= _MOST_REFUSED else ""
     if refused[1:]:
         refused = [f"{len(refused)} images cannot be used{more}:", *sorted(refused)[:_MOST_REFUSED]]
