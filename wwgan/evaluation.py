@@ -283,6 +283,14 @@ class Reference(NamedTuple):
     floor: dict[str, float]
 
 
+def _at_most(images: Tensor, count: int | None) -> Tensor:
+    """So many of the images, always the same ones and in their order; all where there are no more."""
+    if count is None or count >= len(images):
+        return images
+    drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count].sort().values
+    return images[drawn.to(images.device)]
+
+
 class Evaluator:
     """Scores generated images against real ones; made once for a set of real images, used as often as wanted.
 
@@ -304,12 +312,11 @@ class Evaluator:
         **options: Any,
     ):
         _check_images(images, "real images")
-        available, used = len(images), min(len(images), len(images) if real is None else real)
-        if used < 8 or samples < 4:
-            raise ValueError(f"an evaluation needs at least 8 real images and 4 samples, got {used} and {samples}")
-        if used < available:
-            drawn = torch.randperm(available, generator=torch.Generator().manual_seed(0))[:used].sort().values
-            images = images[drawn.to(images.device)]
+        available, images = len(images), _at_most(images, real)
+        if len(images) < 8 or samples < 4:
+            raise ValueError(
+                f"an evaluation needs at least 8 real images and 4 samples, got {len(images)} and {samples}"
+            )
         path = check_features(features, weights)
         self.samples, self.space = samples, FEATURES[features]
         protocol = dict(
@@ -317,18 +324,20 @@ class Evaluator:
             weights_sha256=path and file_sha256(path),
             resize=self.space.resize,
             samples=samples,
-            real_samples=used,
+            real_samples=len(images),
             image_shape=list(images.shape[1:]),
             real_sha256=content_hash(images),
             kernel=f"{_KERNEL_SUBSETS} subsets of at most 1000",
-        ) | (dict(real_choice=f"{used} of {available}, drawn with seed 0") if used < available else {})
+        )
+        if len(images) < available:
+            protocol["real_choice"] = f"{len(images)} of {available}, drawn with seed 0"
         self._options = dict(features=features, weights=weights, device=images.device) | options
         self.reference = self._reference(images, protocol, cache_dir)
         self.floor = self.reference.floor
         statistics = torch.cat([self.reference.gaussian.mean[None], self.reference.gaussian.root])
-        self.protocol = dict(about or {}) | protocol
-        self.protocol["floor_samples"] = len(self.reference.subset)
-        self.protocol["statistics_sha256"] = hashlib.sha256(statistics.numpy().data).hexdigest()
+        digest = hashlib.sha256(statistics.numpy().data).hexdigest()
+        made = dict(floor_samples=len(self.reference.subset), statistics_sha256=digest)
+        self.protocol = dict(about or {}) | protocol | made
 
     def __call__(self, generated: Tensor) -> dict[str, Any]:
         """{"scores", "floor", "protocol"} of uint8 images (samples, C, H, W). ValueError for other counts or shapes.
@@ -374,11 +383,9 @@ class Evaluator:
 
 def _read_reference(path: Path) -> Reference | None:
     """Kept statistics; None if the file is missing, or cannot be used, which is said on standard error."""
-    if not path.exists():
-        return None
     try:
-        found = load_tensors(path)
-        return Reference(**found | dict(gaussian=Gaussian(*found["gaussian"])))
+        found = load_tensors(path) if path.exists() else None
+        return found and Reference(**found | dict(gaussian=Gaussian(*found["gaussian"])))
     except Exception as error:  # whatever a foreign file makes the reader stumble over
         print(f"{error}; the statistics of real images are computed anew", file=sys.stderr)
         return None
