@@ -232,7 +232,7 @@ def test_spoilt_array_is_made_anew_with_a_word(tmp_path, kind):
     (path,) = arrays(tmp_path / "cache")
     before = path.read_bytes()
     SPOILT[kind](path)
-    with pytest.warns(UserWarning, match=f"{path.name} is damaged .*prepared again"):
+    with pytest.warns(UserWarning, match=f"{path.name} is damaged: .*prepared again"):
         assert torch.equal(load_images("digits", tmp_path), expected)
     assert path.read_bytes() == before and torch.equal(load_images("digits", tmp_path), expected)
 

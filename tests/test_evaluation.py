@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from wwgan import evaluation
-from wwgan.data import load_images
+from wwgan import evaluation, training
+from wwgan.data import load_images, preparation
 from wwgan.evaluation import (
     FEATURES,
     Evaluator,
@@ -25,6 +25,9 @@ from wwgan.evaluation import (
     manifold_precision_recall,
     scores,
 )
+from wwgan.runs import run_config
+from wwgan.settings import make_config
+from wwgan.training import train
 
 
 def features(n, d, seed=0):
@@ -269,7 +272,7 @@ def test_damaged_statistics_are_noticed_named_and_computed_anew(tmp_path, digits
         path.write_bytes(damaged)
         computed.clear()
         assert make_evaluator(digits[:40], samples=10, cache_dir=tmp_path).protocol == first.protocol
-        assert computed and f"{path} is damaged, its statistics are computed anew" in capsys.readouterr().err
+        assert computed and f"{path} is damaged" in capsys.readouterr().err
         assert path.read_bytes() == whole and list(tmp_path.glob("*.pt")) == [path]
     assert not (tmp_path / "touched").exists()
 
@@ -313,3 +316,26 @@ def test_a_score_that_is_not_finite_is_not_returned(digits, monkeypatch):
 def test_wrong_input_is_refused(call, words, digits):
     with pytest.raises(ValueError, match=words):
         call(digits[:40])
+
+
+def test_a_run_compares_with_as_many_real_images_as_it_is_told_and_goes_on_so(smoke):
+    """Recorded runs have no bound, and 0 asks for none where a preset has one."""
+    settings = dict(eval_interval=2, eval_features="pixels", eval_samples=40, eval_real=100)
+    run = train(smoke(steps=2, **settings), progress=False)
+    again = train(run_config(run_dir=run.run_dir, resume=True, steps=4), progress=False)
+    assert [line["protocol"]["real_choice"] for line in again.evaluations] == ["100 of 1500, drawn with seed 0"] * 2
+    assert again.evaluations[0]["floor"] == again.evaluations[1]["floor"]
+    with pytest.raises(ValueError, match="eval_real 100 -> 200"):
+        train(run_config(run_dir=run.run_dir, resume=True, steps=6, eval_real=200), progress=False)
+    bounds = [make_config(preset).eval_real for preset in ("paper", "quick", "smoke")]
+    assert bounds == [10_000, 10_000, None] and make_config("quick", eval_real=0).eval_real is None
+
+
+@pytest.mark.parametrize("dataset, size, said", [("mnist", 32, "padded from 28 to 32 pixels"), ("digits", 16, None)])
+def test_protocol_says_that_images_were_padded(dataset, size, said, digits, tmp_path):
+    config = make_config(
+        "smoke", dataset=dataset, size=size, eval_features="pixels", eval_samples=40, data_dir="/dev/null"
+    )
+    protocol = training.make_evaluator(config, digits[:40], progress=False).protocol
+    assert protocol.get("preparation") == said and protocol["dataset"] == dataset
+    assert preparation("kmnist", 16)["preparation"] == "padded from 28 to 32 pixels, resized to 16"

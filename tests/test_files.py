@@ -1,5 +1,6 @@
 """wwgan.files: names, paths, hashes and servers."""
 
+import errno
 import os
 import socket
 import time
@@ -9,7 +10,18 @@ import pytest
 import torch
 
 import wwgan
-from wwgan.files import content_hash, project_root, reach, unknown_name, writable
+from wwgan.files import (
+    check_checksum,
+    checksum_file,
+    content_hash,
+    load_tensors,
+    project_root,
+    reach,
+    save_tensors,
+    unknown_name,
+    writable,
+    write_atomically,
+)
 
 
 def test_unknown_name_offers_a_near_match_or_only_lists():
@@ -48,3 +60,28 @@ def test_a_name_that_does_not_resolve_is_not_waited_for(monkeypatch):
     with pytest.raises(OSError, match="cannot be reached: no answer within 0.2 seconds"):
         reach("http://example.invalid", 0.2)
     assert time.monotonic() - start < 5
+
+
+def test_a_checksum_is_there_before_its_file_and_holds_for_its_content_alone(tmp_path, monkeypatch):
+    path, replaced, replace = tmp_path / "x.pt", [], os.replace
+    monkeypatch.setattr(os, "replace", lambda one, two: replaced.append(two) or replace(one, two))
+    save_tensors(path, dict(x=torch.arange(3)))
+    assert replaced == [checksum_file(path), path] and load_tensors(path)["x"].tolist() == [0, 1, 2]
+    assert sorted(os.listdir(tmp_path)) == ["x.pt", "x.pt.sha256"]
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="x.pt is damaged: its checksum is not the one in x.pt.sha256"):
+        load_tensors(path)
+    checksum_file(path).unlink()
+    with pytest.raises(ValueError, match="x.pt is damaged: it or its checksum cannot be read"):
+        check_checksum(path)
+
+
+def test_a_full_disk_names_the_file_and_other_words_stay(tmp_path):
+    def fail(*arguments):
+        raise OSError(*arguments)
+
+    with pytest.raises(OSError, match=r"No space left on device: '.*/numbers.json'"):
+        write_atomically(tmp_path / "numbers.json", lambda file: fail(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(OSError, match="^make room$"):
+        write_atomically(tmp_path / "numbers.json", lambda file: fail("make room"))
+    assert os.listdir(tmp_path) == []

@@ -40,7 +40,7 @@ CORE = [
     "penalty",
 ]  # torch alone runs them, and metric once NumPy is imported in its functions
 BEING_CUT = {  # larger than the budgets: to be emptied
-    *"data evaluation penalty runs training evidence.perturbation evidence.cost evidence.study".split(),
+    *"penalty runs training evidence.perturbation evidence.cost evidence.study".split(),
     *"metric.benamou_brenier evidence.study.run_study evidence.claims._claims".split(),
 }
 

@@ -17,7 +17,7 @@ from scipy.io import savemat
 
 from wwgan import sources
 from wwgan.data import default_size, load_images, load_labels
-from wwgan.settings import make_config
+from wwgan.runs import run_config
 from wwgan.training import train
 
 CIFAR_BATCHES, CELEBA_IMAGES, CELEBA_PARTITION = "cifar-10-batches-py", "img_align_celeba", "list_eval_partition.txt"
@@ -274,7 +274,7 @@ def test_a_run_among_the_pictures_does_not_change_them(folder, smoke):
     run_dir = folder[0] / "run"
     run = train(smoke(dataset=f"folder:{folder[0]}", steps=1, run_dir=run_dir, data_dir=run_dir / "data"), False)
     assert run.samples and len(folder[1]()) == 64
-    train(make_config(run_dir=run_dir, resume=True, steps=2), progress=False)
+    train(run_config(run_dir=run_dir, resume=True, steps=2), progress=False)
 
 
 def test_real_cifar10(root, tmp_path):

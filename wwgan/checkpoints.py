@@ -1,17 +1,13 @@
 """States of a run on the disk: written whole with a checksum, read without running code from them."""
 
-import hashlib
-import io
 import re
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from .files import write_atomically
+from .files import check_checksum, checksum_file, load_tensors, save_tensors
 from .settings import SETTINGS, TrainConfig
 from .step import CHECKPOINT_PARTS
 
@@ -40,17 +36,7 @@ def config_of(stored: Any, path: Path) -> TrainConfig:
         raise ValueError(f"{path} does not hold the settings of a run: {error}") from None
 
 
-def _checksum_of(path: Path) -> Path:
-    return path.with_name(f"{path.name}.sha256")
-
-
-def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
-    """Write plain containers and tensors, and first, beside them, their checksum as `sha256sum --check` reads it."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    line = f"{hashlib.sha256(buffer.getbuffer()).hexdigest()}  {path.name}\n"
-    write_atomically(_checksum_of(path), lambda file: file.write(line.encode()))
-    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+save_checkpoint = save_tensors  # what `load_checkpoint` reads, which asks more of a file
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -58,14 +44,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises ValueError for a file that has no checksum or another one, or that holds no checkpoint of a run.
     """
+    check_checksum(path)
     try:
-        data, expected = path.read_bytes(), _checksum_of(path).read_text(encoding="utf-8")[:64]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} or its checksum cannot be read: {error}") from None
-    if hashlib.sha256(data).hexdigest() != expected:
-        raise ValueError(f"{path} is damaged: its checksum is not the one in {_checksum_of(path).name}")
-    try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        content = load_tensors(path)
         config = config_of(content["config"], path)
         wanted = {*CHECKPOINT_PARTS, "channels", "step", "critic_updates", "seconds", "losses", "random", "device"}
         missing = wanted - content.keys() - (set() if config.ema else {"averaged"})
@@ -86,7 +67,7 @@ def checkpoints(run_dir: str | Path, kind: str = "step") -> dict[int, Path]:
 def remove_checkpoint(path: Path) -> None:
     """Remove it with its checksum."""
     path.unlink(missing_ok=True)
-    _checksum_of(path).unlink(missing_ok=True)
+    checksum_file(path).unlink(missing_ok=True)
 
 
 def tidy(run_dir: Path, step: int, keep: int) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 import torch
 
-from .files import project_root, remove_stale, writable, write_atomically
+from .files import check_checksum, project_root, remove_stale, writable, write_atomically
 from .sources import DATASETS, Pictures, Source, find, parse
 
 if TYPE_CHECKING:
@@ -54,6 +54,15 @@ def pick_images(images: torch.Tensor, n: int, seed: int = 0) -> torch.Tensor:
 def default_size(dataset: str) -> int:
     """Height and width in pixels that a data set is prepared at by default. ValueError for an unknown name."""
     return DATASETS[parse(dataset)[0]].size
+
+
+def preparation(dataset: str, size: int) -> dict[str, str]:
+    """What a protocol must say of how images of that size are made, under "preparation"; nothing if only resized."""
+    about = DATASETS[parse(dataset)[0]]
+    if not about.padded_from:
+        return {}
+    resized = f", resized to {size}" if size != about.size else ""
+    return dict(preparation=f"padded from {about.padded_from} to {about.size} pixels{resized}")
 
 
 def load_images(
@@ -162,7 +171,7 @@ def _square(picture: str | np.ndarray, size: int, channels: int, enlarge: bool) 
 
 # ---- all pictures
 
-_BLOCK, _BLOCKS = 64, 16  # pictures that a thread decodes in a row, and how many such blocks may wait in memory
+_BLOCK = 1024  # pictures in memory while they are decoded
 _MOST_REFUSED = 10  # pictures named in one error
 
 
@@ -175,23 +184,20 @@ def _squares(pictures: Pictures, size: int, channels: int, enlarge: bool) -> Ite
 
     refused: list[str] = []
 
-    def block(start: int) -> np.ndarray:
-        made = []
-        for picture in pictures[start : start + _BLOCK]:
-            if len(refused) < _MOST_REFUSED:
-                try:
-                    made.append(_square(picture, size, channels, enlarge))
-                except ValueError as error:
-                    refused.append(str(error))
-        return np.array(made, dtype=np.uint8)
+    def square(picture: str | np.ndarray) -> np.ndarray | None:
+        try:
+            return _square(picture, size, channels, enlarge) if len(refused) < _MOST_REFUSED else None
+        except ValueError as error:
+            refused.append(str(error))
+            return None
 
-    starts, workers = range(0, len(pictures), _BLOCK), min(8, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers) as pool, tqdm(total=len(pictures), desc="preparing", unit="image", delay=1) as bar:
-        for first in range(0, len(starts), _BLOCKS):
-            for made in pool.map(block, starts[first : first + _BLOCKS]):
-                bar.update(len(made))
-                if not refused:
-                    yield made
+    workers, total = min(8, os.cpu_count() or 1), len(pictures)
+    with ThreadPoolExecutor(workers) as pool, tqdm(total=total, desc="preparing", unit="image", delay=1) as bar:
+        for start in range(0, total, _BLOCK):
+            made = [*pool.map(square, pictures[start : start + _BLOCK])]
+            bar.update(len(made))
+            if not refused:
+                yield np.array(made, dtype=np.uint8)
     more = ", and perhaps more" if len(refused) >= _MOST_REFUSED else ""
     if refused[1:]:
         refused = [f"{len(refused)} images cannot be used{more}:", *sorted(refused)[:_MOST_REFUSED]]
@@ -243,10 +249,6 @@ def _cached(source: Source, size: int, name: str, folders: Sequence[Path]) -> to
     return images
 
 
-def _checksum_file(path: Path) -> Path:
-    return path.with_name(f"{path.name}.sha256")
-
-
 def _open_cache(path: Path) -> torch.Tensor | None:
     """The prepared array, memory-mapped; None if there is none or, with a warning, if it is not what was written.
 
@@ -254,21 +256,16 @@ def _open_cache(path: Path) -> torch.Tensor | None:
     """
     if not path.exists():
         return None
-    reason, digest = "its checksum is not the one beside it", hashlib.sha256()
     try:
-        with open(path, "rb") as file:
-            while chunk := file.read(2**20):
-                digest.update(chunk)
-        if _checksum_file(path).read_text(encoding="utf-8") == f"{digest.hexdigest()}  {path.name}\n":
-            return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
-    except (OSError, ValueError) as error:
-        reason = str(error)
-    warnings.warn(f"{path} is damaged ({reason}): its images are prepared again", stacklevel=2)
-    return None
+        check_checksum(path)
+        return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+    except ValueError as error:
+        warnings.warn(f"{error}; its images are prepared again", stacklevel=2)
+        return None
 
 
 def _prepare(source: Source, size: int, path: Path) -> None:
-    """Write the array of a source and beside it, as `sha256sum --check` reads it, its checksum; or nothing at all."""
+    """Write the array of a source, and its checksum beside it, or nothing at all."""
     pictures, _ = source.read()
     channels = source.channels or (1 if all(map(_is_gray, pictures)) else 3)
     shape = (len(pictures), channels, size, size)
@@ -278,17 +275,13 @@ def _prepare(source: Source, size: int, path: Path) -> None:
     def write(file: BinaryIO) -> None:
         _reserve(file, math.prod(shape), path.parent)
         file.write(header.getvalue())
-        digest = hashlib.sha256(header.getvalue())
         for block in _squares(pictures, size, channels, source.enlarge):
             file.write(block.data)
-            digest.update(block.data)
-        line = f"{digest.hexdigest()}  {path.name}\n"
-        write_atomically(_checksum_file(path), lambda beside: beside.write(line.encode()))
 
     remove_stale(path.parent)
     for left in path.parent.glob(f".{path.name}.*.part"):  # by a process that was killed: its lock is ours now
         left.unlink()
-    write_atomically(path, write)
+    write_atomically(path, write, checksum=True)
 
 
 def _reserve(file: BinaryIO, need: int, folder: Path) -> None:

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .data import to_float
-from .files import content_hash, impatient, reach, unknown_name, writable, write_atomically
+from .files import content_hash, file_sha256, impatient, load_tensors, reach, save_tensors, unknown_name, writable
 
 # %% ../nbs/method/07_evaluation.ipynb #gaussian
 class Gaussian(NamedTuple):
@@ -271,7 +271,7 @@ def scores(generated: Tensor, real: Tensor, features: str = "efficientnet", **op
     return _compare(FEATURES[features], found, fit_gaussian(others), (found["features"], others), subsets=100)
 
 # %% ../nbs/method/07_evaluation.ipynb #evaluator
-_REFERENCE_FORMAT = 3  # part of the cache's name: raise it when the statistics of the same images change
+_REFERENCE_FORMAT = 4  # part of the cache's name: raise it when the statistics of the same images change
 _KERNEL_SUBSETS = 10
 
 
@@ -281,6 +281,14 @@ class Reference(NamedTuple):
     gaussian: Gaussian
     subset: Tensor
     floor: dict[str, float]
+
+
+def _at_most(images: Tensor, count: int | None) -> Tensor:
+    """So many of the images, always the same ones and in their order; all where there are no more."""
+    if count is None or count >= len(images):
+        return images
+    drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count].sort().values
+    return images[drawn.to(images.device)]
 
 
 class Evaluator:
@@ -304,31 +312,32 @@ class Evaluator:
         **options: Any,
     ):
         _check_images(images, "real images")
-        available, used = len(images), min(len(images), len(images) if real is None else real)
-        if used < 8 or samples < 4:
-            raise ValueError(f"an evaluation needs at least 8 real images and 4 samples, got {used} and {samples}")
-        if used < available:
-            drawn = torch.randperm(available, generator=torch.Generator().manual_seed(0))[:used].sort().values
-            images = images[drawn.to(images.device)]
+        available, images = len(images), _at_most(images, real)
+        if len(images) < 8 or samples < 4:
+            raise ValueError(
+                f"an evaluation needs at least 8 real images and 4 samples, got {len(images)} and {samples}"
+            )
         path = check_features(features, weights)
         self.samples, self.space = samples, FEATURES[features]
         protocol = dict(
             features=features,
-            weights_sha256=path and hashlib.sha256(path.read_bytes()).hexdigest(),
+            weights_sha256=path and file_sha256(path),
             resize=self.space.resize,
             samples=samples,
-            real_samples=used,
+            real_samples=len(images),
             image_shape=list(images.shape[1:]),
             real_sha256=content_hash(images),
             kernel=f"{_KERNEL_SUBSETS} subsets of at most 1000",
-        ) | (dict(real_choice=f"{used} of {available}, drawn with seed 0") if used < available else {})
+        )
+        if len(images) < available:
+            protocol["real_choice"] = f"{len(images)} of {available}, drawn with seed 0"
         self._options = dict(features=features, weights=weights, device=images.device) | options
         self.reference = self._reference(images, protocol, cache_dir)
         self.floor = self.reference.floor
         statistics = torch.cat([self.reference.gaussian.mean[None], self.reference.gaussian.root])
-        self.protocol = dict(about or {}) | protocol
-        self.protocol["floor_samples"] = len(self.reference.subset)
-        self.protocol["statistics_sha256"] = hashlib.sha256(statistics.numpy().data).hexdigest()
+        digest = hashlib.sha256(statistics.numpy().data).hexdigest()
+        made = dict(floor_samples=len(self.reference.subset), statistics_sha256=digest)
+        self.protocol = dict(about or {}) | protocol | made
 
     def __call__(self, generated: Tensor) -> dict[str, Any]:
         """{"scores", "floor", "protocol"} of uint8 images (samples, C, H, W). ValueError for other counts or shapes.
@@ -368,30 +377,17 @@ class Evaluator:
             reference = _read_reference(path)
             if reference is None:
                 reference = self._make_reference(images)
-                _write_reference(path, reference)
+                save_tensors(path, reference._asdict() | dict(gaussian=tuple(reference.gaussian)))
             return reference
-
-
-def _write_reference(path: Path, reference: Reference) -> None:
-    """A sha256 (32 bytes), then what torch.save writes; whole or not at all."""
-    buffer = io.BytesIO()
-    torch.save(reference._asdict() | dict(gaussian=tuple(reference.gaussian)), buffer)
-    content = buffer.getvalue()
-    write_atomically(path, lambda file: file.write(hashlib.sha256(content).digest() + content))
 
 
 def _read_reference(path: Path) -> Reference | None:
     """Kept statistics; None if the file is missing, or cannot be used, which is said on standard error."""
     try:
-        kept = path.read_bytes()
-        if hashlib.sha256(kept[32:]).digest() != kept[:32]:
-            raise ValueError("its content does not have the checksum that it was written with")
-        found = torch.load(io.BytesIO(kept[32:]), map_location="cpu", weights_only=True)
-        return Reference(**found | dict(gaussian=Gaussian(*found["gaussian"])))
-    except FileNotFoundError:
-        return None
+        found = load_tensors(path) if path.exists() else None
+        return found and Reference(**found | dict(gaussian=Gaussian(*found["gaussian"])))
     except Exception as error:  # whatever a foreign file makes the reader stumble over
-        print(f"{path} is damaged, its statistics are computed anew: {error}", file=sys.stderr)
+        print(f"{error}; the statistics of real images are computed anew", file=sys.stderr)
         return None
 
 

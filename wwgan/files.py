@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import hashlib
 import importlib.util
+import io
 import json
 import os
 import re
@@ -83,17 +84,64 @@ def writable(folder: Path) -> bool:
     return True
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Call write(file) on a temporary binary file beside `path`, flush it to the disk, and rename it to `path`."""
+def write_atomically(path: Path, write: Callable[[BinaryIO], object], checksum: bool = False) -> None:
+    """Call write(file) on a temporary binary file beside `path`, flush it to the disk, and rename it to `path`.
+
+    checksum: write also, before there is a file of that name, what `check_checksum` compares it with.
+    """
     temporary = temporary_beside(path)
     try:
         with open(temporary, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        if checksum:
+            line = f"{file_sha256(temporary)}  {path.name}\n"
+            write_atomically(checksum_file(path), lambda beside: beside.write(line.encode()))
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno and not error.filename:  # a full disk does not say of which file
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 (hex) of a file's content, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def checksum_file(path: Path) -> Path:
+    """Where the checksum of `path` stands, as `sha256sum --check` reads it."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def check_checksum(path: Path) -> None:
+    """ValueError unless the file has the content that `write_atomically` wrote with a checksum."""
+    try:
+        found, expected = file_sha256(path), checksum_file(path).read_text(encoding="utf-8")[:64]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: it or its checksum cannot be read: {error}") from None
+    if found != expected:
+        raise ValueError(f"{path} is damaged: its checksum is not the one in {checksum_file(path).name}")
+
+
+def save_tensors(path: Path, content: Mapping[str, Any]) -> None:
+    """Write tensors and plain containers with their checksum, whole or not at all."""
+    buffer = io.BytesIO()  # torch.save would hide an OSError behind an error of its own
+    torch.save(content, buffer)
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()), checksum=True)
+
+
+def load_tensors(path: Path) -> Any:
+    """What `save_tensors` wrote, on the CPU; no code in the file is run. Raises as `check_checksum` and torch.load."""
+    check_checksum(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def read_json(path: Path) -> Any:

@@ -204,10 +204,6 @@ def _glorot(layer: nn.Conv2d | nn.Linear, gain: float = 1.0) -> nn.Module:
 def _conv3x3(c_in: int, c_out: int, gain: float = 2**0.5) -> nn.Module:
     return _glorot(nn.Conv2d(c_in, c_out, 3, padding=1), gain)
 
-
-def _conv1x1(c_in: int, c_out: int) -> nn.Module:
-    return _glorot(nn.Conv2d(c_in, c_out, 1))
-
 # %% ../nbs/method/05_networks.ipynb #residual
 class _Residual(nn.Module):
     """x -> branch(x) + shortcut(x)."""
@@ -223,14 +219,14 @@ class _Residual(nn.Module):
 def _up_block(w: int) -> nn.Module:
     first = BatchNorm2d(w), nn.ReLU(), nn.Upsample(scale_factor=2), _conv3x3(w, w)
     branch = nn.Sequential(*first, BatchNorm2d(w), nn.ReLU(), _conv3x3(w, w))
-    return _Residual(branch, nn.Sequential(_conv1x1(w, w), nn.Upsample(scale_factor=2)))
+    return _Residual(branch, nn.Sequential(_glorot(nn.Conv2d(w, w, 1)), nn.Upsample(scale_factor=2)))
 
 
 def _critic_block(c_in: int, w: int, first: bool = False, down: bool = False) -> nn.Module:
     """first: no activation before the convolutions, for it would hide half of the image. down: 2x2 means at the end."""
     before, after = [] if first else [LeakyReLU(0.0)], [nn.AvgPool2d(2)] if down else []
     branch = nn.Sequential(*before, _conv3x3(c_in, w), LeakyReLU(0.0), _conv3x3(w, w), *after)
-    return _Residual(branch, nn.Sequential(nn.AvgPool2d(2), _conv1x1(c_in, w)) if down else nn.Identity())
+    return _Residual(branch, nn.Sequential(nn.AvgPool2d(2), _glorot(nn.Conv2d(c_in, w, 1))) if down else nn.Identity())
 
 # %% ../nbs/method/05_networks.ipynb #resnetgenerator
 class ResNetGenerator(nn.Module):
@@ -294,14 +290,14 @@ class Architecture:
     critic: Callable[[int, int, int], nn.Module]  # (size, channels, width)
 
 
-ARCHITECTURES: dict[str, Architecture] = {
+ARCHITECTURES = {
     "dcgan": Architecture(DCGAN_SIZES, width=64, latent_dim=100, generator=DCGANGenerator, critic=DCGANCritic),
     "resnet": Architecture(
         (RESNET_SIZE,),
         width=128,
         latent_dim=128,
-        generator=lambda size, channels, latent_dim, width: ResNetGenerator(channels, latent_dim, width),
-        critic=lambda size, channels, width: ResNetCritic(channels, width),
+        generator=lambda size, *others: ResNetGenerator(*others),
+        critic=lambda size, *others: ResNetCritic(*others),
     ),
 }
 

@@ -157,9 +157,10 @@ class TrainConfig:
     log_interval: int = setting(50, "generator updates between lines of metrics.jsonl", least=1)
     sample_interval: int = setting(500, "... between sample grids", least=1)
     checkpoint_interval: int = setting(1000, "... between checkpoints", least=1)
-    eval_interval: int = setting(0, "... between evaluations, each against all training images; 0: none", least=0)
+    eval_interval: int = setting(0, "... between evaluations against training images; 0: none", least=0)
     eval_features: str = setting("efficientnet", "where to compare; inception: FID, efficientnet: offline", FEATURES)
     eval_samples: int = setting(2000, "generated images in an evaluation", least=4)
+    eval_real: int | None = setting(None, "real images to compare with at most, always the same; 0: all", least=0)
     eval_weights: str | None = setting(None, "file of the Inception weights; None: torch's cache, or downloaded")
     run_dir: str | None = setting(None, "the run's folder; None: a new one under data/runs/ of the repository")
     resume: bool = setting(False, "go on from the last checkpoint in run_dir")
@@ -193,6 +194,8 @@ class TrainConfig:
         for name, value in usual.items():
             if getattr(self, name) is None:
                 self._set(name, value)
+        if self.eval_real == 0:
+            self._set("eval_real", None)  # as those have it that were recorded before there was a bound
         if self.penalty == "wasserstein-paper" and self.mass is None:
             self._set("mass", 1 / self.size**2)
         if self.length_end is not None and self.length_steps is None:
@@ -247,11 +250,12 @@ _PAPER_STEPS = {"celeba": 6_332, "cifar10": 200_000}
 
 def _paper(given: Mapping[str, Any]) -> dict[str, Any]:
     steps = _PAPER_STEPS.get(str(given.get("dataset")), 20_000)
-    return dict(steps=steps, sample_interval=max(steps // 20, 1))
+    return dict(steps=steps, sample_interval=max(steps // 20, 1), eval_real=10_000)
 
 
 def _quick(given: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(width=32, lr=5e-4, steps=600, ema=0.98, log_interval=10, sample_interval=100, checkpoint_interval=200)
+    small = dict(width=32, lr=5e-4, steps=600, ema=0.98, eval_real=10_000)
+    return small | dict(log_interval=10, sample_interval=100, checkpoint_interval=200)
 
 
 def _smoke(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,9 @@
 """Where the pictures of a data set are: found on disk or downloaded, split, with their classes; nothing is decoded."""
 
-import contextlib
 import gzip
 import os
-import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .files import impatient, reach, remove_stale, temporary_beside, unknown_name
+from .files import impatient, reach, remove_stale, unknown_name
 
 
 class Dataset(NamedTuple):
@@ -22,24 +21,22 @@ class Dataset(NamedTuple):
     torchvision: str = ""  # torchvision's class, which downloads it and, unless it comes as image files, reads it
     server: str = ""  # from where
     places: tuple[str, ...] = ()  # what is looked for in <data_dir>/<name> and in data_dir; the last is torchvision's
+    classes: str = "targets"  # where torchvision's class has them; "labels": its splits have names, too
+    padded_from: int | None = None  # pixels of its images, to which a black frame is added
     debian: str = ""  # the folder in which Debian's package dataset-* has it
 
 
+_FASHION = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
+_DEBIAN = "/usr/share/datasets/fashion-mnist"
 DATASETS = {
     "digits": Dataset(16),  # comes with scikit-learn
-    "mnist": Dataset(32, "MNIST", "https://ossci-datasets.s3.amazonaws.com", ("MNIST/raw",)),
-    "fashion_mnist": Dataset(
-        32,
-        "FashionMNIST",
-        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
-        ("FashionMNIST/raw",),
-        "/usr/share/datasets/fashion-mnist",
-    ),
-    "kmnist": Dataset(32, "KMNIST", "http://codh.rois.ac.jp", ("KMNIST/raw",)),
-    "svhn": Dataset(32, "SVHN", "http://ufldl.stanford.edu", ("{split}_32x32.mat",)),
-    "stl10": Dataset(64, "STL10", "http://ai.stanford.edu", ("stl10_binary",)),
+    "mnist": Dataset(32, "MNIST", "https://ossci-datasets.s3.amazonaws.com", ("MNIST/raw",), padded_from=28),
+    "fashion_mnist": Dataset(32, "FashionMNIST", _FASHION, ("FashionMNIST/raw",), "targets", 28, _DEBIAN),
+    "kmnist": Dataset(32, "KMNIST", "http://codh.rois.ac.jp", ("KMNIST/raw",), padded_from=28),
+    "svhn": Dataset(32, "SVHN", "http://ufldl.stanford.edu", ("{split}_32x32.mat",), "labels"),
+    "stl10": Dataset(64, "STL10", "http://ai.stanford.edu", ("stl10_binary",), "labels"),
     "cifar10": Dataset(32, "CIFAR10", "https://www.cs.toronto.edu", ("{split}/<class>/*.jpg", "cifar-10-batches-py")),
-    "celeba": Dataset(64, "CelebA", "https://drive.google.com", ("*.jpg", "img_align_celeba/*.jpg")),
+    "celeba": Dataset(64, "CelebA", "https://drive.google.com", ("*.jpg", "img_align_celeba/*.jpg"), "labels"),
     "folder": Dataset(64),  # any folder of images, given by its path
 }
 SPLITS = ("train", "test")
@@ -78,28 +75,29 @@ def find(dataset: str, data_dir: Path, split: str) -> Source:
         return _find_folder(Path(path).expanduser().absolute(), split)
     if kind == "digits":
         return Source((), partial(_read_digits, split), enlarge=True)
-    if source := _on_disk(kind, data_dir, split):
-        return source
-    _download(kind, data_dir, split)
-    if source := _on_disk(kind, data_dir, split):
-        return source
-    raise FileNotFoundError(f"no images in {data_dir / kind}: the download of {kind} brought none")
+    source = _locate(kind, data_dir, split)
+    if source is None:
+        _download(kind, data_dir, split)
+        source = _locate(kind, data_dir, split)
+    if source is None:
+        raise FileNotFoundError(f"no images in {data_dir / kind}: the download of {kind} brought none")
+    return source
 
 
-def _on_disk(name: str, data_dir: Path, split: str) -> Source | None:
-    """A named data set in the first of its places that is there."""
-    about, roots = DATASETS[name], (data_dir / name, data_dir)
+def _locate(name: str, data_dir: Path, split: str) -> Source | None:
+    """A named data set in the first of its places that is there: image files, then torchvision's, then Debian's."""
+    about, roots = DATASETS[name], [root for root in (data_dir / name, data_dir) if root.is_dir()]
     for root in roots:
-        if name == "celeba" and root.is_dir() and (source := _find_celeba(root, split)):
+        if name == "celeba" and (source := _find_celeba(root, split)):
             return source
-        if name == "cifar10" and any(_has_folders(root / s) for s in SPLITS):
+        if name == "cifar10" and any(f.is_dir() for s in SPLITS for f in (root / s).glob("*")):
             return _split_folder(root, split, channels=3)
-    for root in roots:
-        place = root / about.places[-1].format(split=split)
-        if name != "celeba" and place.exists():
-            return _arrays(place, partial(_read_torchvision, name, root, split))
-    debian = Path(about.debian)
-    return _arrays(debian, partial(_read_idx, debian, split)) if about.debian and debian.is_dir() else None
+    for root in roots if name != "celeba" else ():
+        if (place := root / about.places[-1].format(split=split)).exists():
+            return _arrays(place, about, partial(_read_torchvision, name, root, split))
+    if about.debian and (place := Path(about.debian)).is_dir():
+        return _arrays(place, about, partial(_read_debian, place, split))
+    return None
 
 
 # ---- folders of images
@@ -118,24 +116,23 @@ def _walk(folder: Path, deep: bool = True) -> list[str]:
     found, seen = [], set()
     for where, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         real = os.path.realpath(where)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
         of_a_run = "config.json" in names and "checkpoints" in folders
-        hidden = [f for f in folders if f.startswith(".") or of_a_run and f == "samples"]
-        folders[:] = sorted({*folders} - {*hidden}) if deep else []
-        found += [os.path.join(where, n) for n in names if n.lower().endswith(IMAGE_FILES) and not n.startswith(".")]
+        visible = [f for f in folders if not f.startswith(".") and not (of_a_run and f == "samples")]
+        folders[:] = sorted(visible) if deep and real not in seen else []
+        if real not in seen:
+            pictures = [n for n in names if n.lower().endswith(IMAGE_FILES) and not n.startswith(".")]
+            found += [os.path.join(where, name) for name in pictures]
+        seen.add(real)
     return sorted(found)
 
 
 def _stamps(paths: Sequence[str]) -> tuple[tuple[str, int, int, int], ...]:
     """Path, size and times of each file. ValueError for a pipe or a device, which reading might wait for forever."""
-    found = [os.stat(path) for path in paths]
-    for path, status in zip(paths, found):
+    found = [(path, os.stat(path)) for path in paths]
+    for path, status in found:
         if not stat.S_ISREG(status.st_mode):
             raise ValueError(f"{path} is a pipe or a device, expected a file: remove it")
-    return tuple((path, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for path, s in zip(paths, found))
+    return tuple((path, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for path, s in found)
 
 
 def _image_files(folder: Path, paths: list[str], channels: int | None) -> Source:
@@ -152,32 +149,26 @@ def _classes(folder: Path, paths: list[str]) -> list[int] | None:
     return [numbers[part[0]] for part in parts] if min(map(len, parts)) > 1 else None
 
 
-def _has_folders(folder: Path) -> bool:
-    return folder.is_dir() and any(f.is_dir() for f in folder.iterdir())
-
-
-def _split_folder(root: Path, split: str, channels: int | None, deep: bool = True) -> Source:
-    """`root`/train and `root`/test are the splits if there is either, else every image under `root` is for training."""
-    if any((root / s).is_dir() for s in SPLITS):
-        if not (root / split).is_dir():
-            other = "test" if split == "train" else "train"
-            raise FileNotFoundError(f"no {split} images: {root} has no folder {split}/ beside {other}/")
+def _split_folder(root: Path, split: str, channels: int | None, paths: list[str] | None = None) -> Source:
+    """`root`/train and `root`/test are the splits if there is either, else all images, or `paths`, are for training."""
+    if (root / split).is_dir():
         return _image_files(root / split, _walk(root / split), channels)
+    if any((root / s).is_dir() for s in SPLITS):
+        other = "test" if split == "train" else "train"
+        raise FileNotFoundError(f"no {split} images: {root} has no folder {split}/ beside {other}/")
     if split != "train":
         raise FileNotFoundError(
             f"no {split} images: {root} has no folders train/ and test/, so all of its images are for training; "
             "use split='train', or sort them into these two folders"
         )
-    return _image_files(root, _walk(root, deep), channels)
+    return _image_files(root, _walk(root) if paths is None else paths, channels)
 
 
 def _find_folder(root: Path, split: str) -> Source:
-    if not root.exists():
-        raise FileNotFoundError(
-            f"no folder {root}: folder:<path> expects a folder of images, relative paths start at the working directory"
-        )
     if not root.is_dir():
-        raise ValueError(f"{root} is a file: folder:<path> expects a folder of images")
+        found = "it is a file" if root.exists() else "relative paths start at the working directory"
+        error = ValueError if root.exists() else FileNotFoundError
+        raise error(f"no folder {root}: folder:<path> expects a folder of images, {found}")
     if any((root / s).is_dir() for s in SPLITS):
         others = sorted(f for f in root.iterdir() if f.name not in (*SPLITS, "val"))
         if beside := [f.name for f in others if (_walk(f) if f.is_dir() else f.suffix.lower() in IMAGE_FILES)]:
@@ -196,23 +187,20 @@ def _find_celeba(root: Path, split: str) -> Source | None:
     if partition.is_file() and (paths := _walk(images)):
         names = _partition(partition, split)
         return _image_files(images, [path for path in paths if os.path.basename(path) in names], channels=3)
-    splits = any((images / s).is_dir() for s in SPLITS)
-    if not (deep or splits or _walk(images, deep=False)):
+    paths, splits = _walk(images, deep), any((images / s).is_dir() for s in SPLITS)
+    if not (deep or splits or paths):
         return None
     if split != "train" and not splits:
         raise FileNotFoundError(
             f"no {split} images: the splits of {images} are not known without {partition}; "
             "add that file (it comes with CelebA), or use split='train', which then has all images"
         )
-    return _split_folder(images, split, 3, deep)
+    return _split_folder(images, split, 3, paths)
 
 
 def _partition(path: Path, split: str) -> set[str]:
     """The names of the images that list_eval_partition.txt, lines of `name number`, gives to a split."""
-    try:
-        pairs = [line.split() for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as e:
-        raise ValueError(f"{path} cannot be read ({e})") from e
+    pairs = [line.split() for line in path.read_text(errors="replace").splitlines() if line.strip()]
     if any(len(p) != 2 or p[1] not in "012" for p in pairs):
         raise ValueError(f"{path} expects lines like '000001.jpg 0', with 0, 1 or 2 for train, validation or test")
     return {name for name, part in pairs if part == ("0" if split == "train" else "2")}
@@ -221,8 +209,8 @@ def _partition(path: Path, split: str) -> set[str]:
 # ---- data sets that are arrays
 
 
-def _arrays(place: Path, read: Callable[[], tuple[np.ndarray, Labels]]) -> Source:
-    """The source made of what lies in `place`, a folder or a file. 28 pixels are padded to 32 with black."""
+def _arrays(place: Path, about: Dataset, read: Callable[[], tuple[np.ndarray, Labels]]) -> Source:
+    """The source made of what lies in `place`, a folder or a file."""
 
     def padded() -> tuple[np.ndarray, Labels]:
         try:
@@ -231,7 +219,8 @@ def _arrays(place: Path, read: Callable[[], tuple[np.ndarray, Labels]]) -> Sourc
             raise ValueError(
                 f"{place} is incomplete or damaged ({e}): remove it to have it downloaded anew, or unpack it again"
             ) from e
-        return np.pad(pictures, ((0, 0), (2, 2), (2, 2))) if pictures.shape[1:] == (28, 28) else pictures, labels
+        frame = (about.size - about.padded_from) // 2 if about.padded_from else 0
+        return np.pad(pictures, ((0, 0), (frame, frame), (frame, frame))) if frame else pictures, labels
 
     files = sorted(path for path in place.iterdir() if not path.is_dir()) if place.is_dir() else [place]
     return Source(_stamps([*map(str, files)]), padded)
@@ -241,8 +230,9 @@ def _torchvision(name: str, root: Path, split: str, download: bool = False) -> A
     """A split as torchvision's own class, which checks and reads the files in `root`, or first downloads them there."""
     import torchvision
 
-    which = dict(split=split) if name in ("svhn", "stl10", "celeba") else dict(train=split == "train")
-    return getattr(torchvision.datasets, DATASETS[name].torchvision)(root, **which, download=download)
+    about = DATASETS[name]
+    which = dict(split=split) if about.classes == "labels" else dict(train=split == "train")
+    return getattr(torchvision.datasets, about.torchvision)(root, **which, download=download)
 
 
 def _read_torchvision(name: str, root: Path, split: str) -> tuple[np.ndarray, Labels]:
@@ -250,19 +240,17 @@ def _read_torchvision(name: str, root: Path, split: str) -> tuple[np.ndarray, La
     pictures = np.asarray(found.data)
     if pictures.shape[1] == 3:  # channels first
         pictures = pictures.transpose(0, 2, 3, 1)
-    return pictures, np.asarray(found.targets if hasattr(found, "targets") else found.labels)
+    return pictures, np.asarray(getattr(found, DATASETS[name].classes))
 
 
-def _read_idx(folder: Path, split: str) -> tuple[np.ndarray, Labels]:
-    """MNIST's own format, gzipped: two zeros, 8 for bytes, the number of dimensions, each in 4 bytes, the values."""
-
-    def array(kind: str) -> np.ndarray:
-        path = folder / f"{'train' if split == 'train' else 't10k'}-{kind}-ubyte.gz"
-        content = gzip.decompress(path.read_bytes())
-        shape = np.frombuffer(content, ">i4", count=content[3], offset=4)
-        return np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
-
-    return array("images-idx3"), array("labels-idx1")
+def _read_debian(folder: Path, split: str) -> tuple[np.ndarray, Labels]:
+    """MNIST's own format, gzipped: bytes after a header of 16 bytes for images, of 8 for labels."""
+    stem = "train" if split == "train" else "t10k"
+    images, labels = (
+        np.frombuffer(gzip.decompress((folder / f"{stem}-{kind}-ubyte.gz").read_bytes()), np.uint8, offset=header)
+        for kind, header in (("images-idx3", 16), ("labels-idx1", 8))
+    )
+    return images.reshape(len(labels), 28, 28), labels
 
 
 def _read_digits(split: str) -> tuple[np.ndarray, Labels]:
@@ -278,31 +266,22 @@ def _download(name: str, data_dir: Path, split: str) -> None:
     FileNotFoundError with what was looked for, what went wrong and what to do.
     """
     about, target = DATASETS[name], data_dir / name
-    temporary = temporary_beside(target)
-    missing = [folder for folder in (target, *target.parents) if not folder.exists()]
+    home = next(folder for folder in target.parents if folder.exists())  # nothing else is made before there are images
     try:
         reach(about.server)
-        temporary.mkdir(parents=True)
-        remove_stale(data_dir)
-        with impatient():
-            _torchvision(name, temporary, split, download=True)
-        for archive in (*temporary.rglob("*.gz"), *temporary.rglob("*.zip")):
-            archive.unlink()
-        target.mkdir(exist_ok=True)
-        made = temporary / "celeba" if name == "celeba" else temporary
-        for item in sorted(made.iterdir(), key=Path.is_dir):  # files first: a folder of images makes it complete
-            if not (target / item.name).exists():
-                os.replace(item, target / item.name)
+        remove_stale(home)
+        with tempfile.TemporaryDirectory(".part", f".{name}.", home) as temporary, impatient():
+            _torchvision(name, Path(temporary), split, download=True)
+            made = Path(temporary, "celeba" if name == "celeba" else "")
+            target.mkdir(parents=True, exist_ok=True)
+            for item in sorted(made.iterdir(), key=Path.is_dir):  # files first: a folder of images makes it complete
+                if item.suffix not in (".gz", ".zip") and not (target / item.name).exists():
+                    os.replace(item, target / item.name)
     except Exception as e:
-        looked_for = [root / place.format(split=split) for place in about.places for root in (target, data_dir)]
-        looked_for += [Path(about.debian)] if about.debian else []
+        places = [root / place.format(split=split) for place in about.places for root in (target, data_dir)]
         raise FileNotFoundError(
-            f"{name} is not on disk and cannot be downloaded. Looked for: {'; '.join(map(str, looked_for))}. "
+            f"{name} is not on disk and cannot be downloaded. "
+            f"Looked for: {'; '.join(filter(None, [*map(str, places), about.debian]))}. "
             f"Download from {about.server} failed: {e}. Put it into one of these places by hand, "
             "or pass the data_dir that holds it."
         ) from e
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        for folder in missing:
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # only empty ones go

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .data import load_images
+from .data import load_images, preparation
 from .distributed import first_process_first, joined_processes, over_processes, pick_device, rank, world_size
 from .evaluation import Evaluator, check_features
 from .files import project_root, unknown_name
@@ -269,7 +269,8 @@ def make_evaluator(config: TrainConfig, images: Tensor, progress: bool = True) -
         config.eval_samples,
         weights=config.eval_weights,
         cache_dir=Path(config.data_dir or project_root() / "data") / "cache",
-        about=dict(dataset=config.dataset, split="train"),
+        about=dict(dataset=config.dataset, split="train") | preparation(config.dataset, config.size),
+        real=config.eval_real,
         progress=progress,
     )
 
