@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import tarfile
 from dataclasses import fields
 from pathlib import Path
@@ -22,7 +23,7 @@ from wwgan.metric import WassersteinMetric, wasserstein2
 from wwgan.networks import make_networks
 from wwgan.penalty import GROUND_METRICS, critic_gradient, gradient_penalty, intensity
 from wwgan.points import penalty_points
-from wwgan.runs import checkpoints, image_grid, load_checkpoint, run_config, save_checkpoint
+from wwgan.runs import image_grid, load_checkpoint, run_config, save_checkpoint
 from wwgan.settings import TrainConfig, make_config
 
 quiet = settings(
@@ -72,7 +73,6 @@ def masses(x):
 
 
 FUNCTIONS = {
-    "to_uint8": to_uint8,
     "to_float": lambda x: to_float(to_uint8(x)),
     "intensity": intensity,
     "image_grid": image_grid,
@@ -84,18 +84,8 @@ FUNCTIONS = {
     "critic_gradient": lambda x: critic_gradient(slope, x),
     "penalty_points": lambda x: penalty_points(x, x.flip(0)),
     "penalty, zero gradient": lambda x: gradient_penalty(flat_critic, x, x, GROUND_METRICS["wasserstein"]()).norm,
-    **{
-        f"penalty, {name}": lambda x, make=make: gradient_penalty(slope, x, x.flip(0), make()).norm
-        for name, make in GROUND_METRICS.items()
-    },
-    **{
-        f"perturb, {name}": lambda x, name=name, kind=kind: perturbation.perturb(x, name, kind.strongest / 2)
-        for name, kind in perturbation.PERTURBATIONS.items()
-    },
     "displacement": lambda x: perturbation.displacement(x, x.flip(2)).wasserstein,
-    "matched": lambda x: torch.stack(
-        [torch.zeros(()), *(m.images[0].sum() for m in perturbation.matched(x, [0.1]).values())]
-    ),
+    "matched": lambda x: sum((m.images[0].sum() for m in perturbation.matched(x, [0.1]).values()), torch.zeros(())),
     "perturbation_path": lambda x: perturbation.perturbation_path(x, "translation", 1.0, 2),
     "cross_fade": lambda x: perturbation.cross_fade(x, x.flip(0)),
     "geodesic_path": lambda x: perturbation.geodesic_path(x[:, :, :8, :8], x[:, :, :8, :8].flip(2), 2),
@@ -103,17 +93,16 @@ FUNCTIONS = {
     "response": lambda x: perturbation.response(slope, x, x.flip(2)),
     "response of a flat critic": lambda x: perturbation.response(flat_critic, x, x.flip(2)),
     "separation": lambda x: torch.tensor(perturbation.separation(slope, x, x.flip(2))),
-    "path_profile": lambda x: (
-        perturbation.path_profile(
-            slope, perturbation.cross_fade(x, x.flip(2), 2), torch.tensor(1.0), torch.ones(len(x), 2)
-        ).variation
-    ),
     "features": lambda x: image_features(to_uint8(x), "pixels", progress=False)["features"],
     "frechet_distance": lambda x: torch.tensor(frechet_distance(x.flatten(1), x.flatten(1))),
     "kernel_distance": lambda x: torch.tensor(kernel_distance(x.flatten(1), x.flatten(1))[0]),
     "precision_recall": lambda x: torch.tensor(manifold_precision_recall(x.flatten(1), x.flatten(1))),
     "critic": lambda x: make_networks("dcgan", 16, x.shape[1], 4, 4)[1](x),
 }
+for name, make in GROUND_METRICS.items():
+    FUNCTIONS[f"penalty, {name}"] = lambda x, make=make: gradient_penalty(slope, x, x.flip(0), make()).norm
+for name, kind in perturbation.PERTURBATIONS.items():
+    FUNCTIONS[f"perturb, {name}"] = lambda x, name=name, kind=kind: perturbation.perturb(x, name, kind.strongest / 2)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -175,9 +164,11 @@ def test_modules_refuse_an_unknown_option(tmp_path, monkeypatch, capsys, module)
 @given(st.data())
 def test_any_damage_to_a_checkpoint_is_noticed(finished, tmp_path, tally, data):
     tally["damaged checkpoints"] += 1
-    path, content = tmp_path / "step_0000006.pt", bytearray(checkpoints(finished.run_dir)[6].read_bytes())
-    save_checkpoint(path, load_checkpoint(checkpoints(finished.run_dir)[6]))
-    assert path.read_bytes() == content
+    for name in ("step_0000006.pt", "step_0000006.pt.sha256"):
+        shutil.copy(finished.run_dir / "checkpoints" / name, tmp_path)
+    path = tmp_path / "step_0000006.pt"
+    assert load_checkpoint(path)["step"] == 6
+    content = bytearray(path.read_bytes())
     position = data.draw(st.integers(0, len(content) - 1))
     if data.draw(st.booleans()):
         del content[position:]
@@ -270,7 +261,7 @@ NAMES_OF_FILES = [
     "$(touch owned).jpg",
     "..jpg",
     "%s.png",
-    "a" * 200 + ".jpg",
+    f"{'a' * 200}.jpg",
 ]
 
 
