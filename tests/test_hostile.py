@@ -63,6 +63,10 @@ def flat_critic(x):
     return (0 * x).sum((1, 2, 3))
 
 
+def profile(x, path):
+    return perturbation.path_profile(slope, path, torch.tensor(1.0), torch.ones(len(x), 2))
+
+
 def ramp_of(x):
     return torch.linspace(-1, 1, x.numel()).view(x.shape)
 
@@ -93,6 +97,7 @@ FUNCTIONS = {
     "response": lambda x: perturbation.response(slope, x, x.flip(2)),
     "response of a flat critic": lambda x: perturbation.response(flat_critic, x, x.flip(2)),
     "separation": lambda x: torch.tensor(perturbation.separation(slope, x, x.flip(2))),
+    "path_profile": lambda x: profile(x, perturbation.cross_fade(x, x.flip(2), 2)).variation,
     "features": lambda x: image_features(to_uint8(x), "pixels", progress=False)["features"],
     "frechet_distance": lambda x: torch.tensor(frechet_distance(x.flatten(1), x.flatten(1))),
     "kernel_distance": lambda x: torch.tensor(kernel_distance(x.flatten(1), x.flatten(1))[0]),

@@ -44,7 +44,7 @@ def whole(tmp_path_factory, data_dir):
 
 @pytest.mark.parametrize("again", [None, *(pytest.param(k, marks=pytest.mark.slow) for k in (10, 35, 60))])
 def test_a_run_cut_off_at_any_moment_goes_on_and_ends_as_if_it_had_not_been(tmp_path, data_dir, whole, again):
-    """again: what is cut off at any moment goes on from so manieth moment of another one."""
+    """again: the run that is cut off has itself gone on from that copy of another one."""
     settings, run_dir = SETTINGS | dict(data_dir=data_dir), tmp_path / "run"
     copies = recorded(lambda: train(make_config(**settings, run_dir=run_dir), progress=False), run_dir, tmp_path / "1")
     logs = {f"{where} {name}.jsonl" for where in ("in", "after") for name in ("metrics", "evaluations")}
