@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -45,6 +46,24 @@ def once(tmp_path_factory):
         return path
 
     return shared
+
+
+@pytest.fixture
+def spawn():
+    """spawn(*arguments, **environment): a Python process with pipes; interrupted as by default; ended with the test."""
+    started = []
+
+    def begin(*arguments, **environment):
+        environment = os.environ | dict(PYTHONPATH=str(ROOT)) | environment
+        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
+        allow = dict(preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+        started.append(subprocess.Popen([sys.executable, *map(str, arguments)], **pipes, **allow))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture

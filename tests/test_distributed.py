@@ -1,11 +1,8 @@
 """Several processes compute what one would, write once, go on with another number, and end when one is lost."""
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import pytest
@@ -17,31 +14,20 @@ from wwgan.data import load_images
 from wwgan.training import load_run, preflight, train
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
-ENVIRONMENT = os.environ | dict(OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
 
 
 @pytest.fixture
-def start():
+def start(spawn):
     """Starts as many processes that train together, without torchrun, which would end one when the other is lost."""
-    started = []
 
     def begin(count, *arguments):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        together = ENVIRONMENT | dict(WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-        allow = dict(preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
-        for rank in map(str, range(count)):
-            mine = together | dict(RANK=rank, LOCAL_RANK=rank)
-            command = [sys.executable, *map(str, arguments)]
-            started.append(subprocess.Popen(command, env=mine, **pipes, **allow))
-        return started[-count:]
+        together = dict(WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
+        return [spawn(*arguments, **together, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(count)]
 
-    yield begin
-    for process in started:
-        process.kill()
-        process.communicate()
+    return begin
 
 
 def ended(processes, code=0):

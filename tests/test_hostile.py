@@ -2,21 +2,22 @@
 
 import json
 import os
-import subprocess
-import sys
+import shutil
+import tarfile
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
+import torchvision.datasets.utils as downloads
 from conftest import ROOT
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from wwgan import runs, training
-from wwgan.data import to_float, to_uint8
+from wwgan import runs, sources, training
+from wwgan.data import load_images, to_float, to_uint8
 from wwgan.evaluation import frechet_distance, image_features, kernel_distance, manifold_precision_recall
-from wwgan.evidence import claims, perturbation, study
+from wwgan.evidence import claims, cost, perturbation, study
 from wwgan.graph import PixelGraph
 from wwgan.metric import WassersteinMetric, wasserstein2
 from wwgan.networks import make_networks
@@ -24,9 +25,10 @@ from wwgan.penalty import GROUND_METRICS, critic_gradient, gradient_penalty
 from wwgan.points import intensity, penalty_points
 from wwgan.runs import image_grid, load_checkpoint, run_config, save_checkpoint
 from wwgan.settings import TrainConfig, make_config
-from wwgan.training import main
 
-quiet = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quiet = settings(
+    max_examples=20, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 def draw(*shape, seed=0):
@@ -61,6 +63,10 @@ def flat_critic(x):
     return (0 * x).sum((1, 2, 3))
 
 
+def profile(x, path):
+    return perturbation.path_profile(slope, path, torch.tensor(1.0), torch.ones(len(x), 2))
+
+
 def ramp_of(x):
     return torch.linspace(-1, 1, x.numel()).view(x.shape)
 
@@ -71,7 +77,6 @@ def masses(x):
 
 
 FUNCTIONS = {
-    "to_uint8": to_uint8,
     "to_float": lambda x: to_float(to_uint8(x)),
     "intensity": intensity,
     "image_grid": image_grid,
@@ -83,18 +88,8 @@ FUNCTIONS = {
     "critic_gradient": lambda x: critic_gradient(slope, x),
     "penalty_points": lambda x: penalty_points(x, x.flip(0)),
     "penalty, zero gradient": lambda x: gradient_penalty(flat_critic, x, x, GROUND_METRICS["wasserstein"]()).norm,
-    **{
-        f"penalty, {name}": lambda x, make=make: gradient_penalty(slope, x, x.flip(0), make()).norm
-        for name, make in GROUND_METRICS.items()
-    },
-    **{
-        f"perturb, {name}": lambda x, name=name, kind=kind: perturbation.perturb(x, name, kind.strongest / 2)
-        for name, kind in perturbation.PERTURBATIONS.items()
-    },
     "displacement": lambda x: perturbation.displacement(x, x.flip(2)).wasserstein,
-    "matched": lambda x: torch.stack(
-        [torch.zeros(()), *(m.images[0].sum() for m in perturbation.matched(x, [0.1]).values())]
-    ),
+    "matched": lambda x: sum((m.images[0].sum() for m in perturbation.matched(x, [0.1]).values()), torch.zeros(())),
     "perturbation_path": lambda x: perturbation.perturbation_path(x, "translation", 1.0, 2),
     "cross_fade": lambda x: perturbation.cross_fade(x, x.flip(0)),
     "geodesic_path": lambda x: perturbation.geodesic_path(x[:, :, :8, :8], x[:, :, :8, :8].flip(2), 2),
@@ -102,17 +97,17 @@ FUNCTIONS = {
     "response": lambda x: perturbation.response(slope, x, x.flip(2)),
     "response of a flat critic": lambda x: perturbation.response(flat_critic, x, x.flip(2)),
     "separation": lambda x: torch.tensor(perturbation.separation(slope, x, x.flip(2))),
-    "path_profile": lambda x: (
-        perturbation.path_profile(
-            slope, perturbation.cross_fade(x, x.flip(2), 2), torch.tensor(1.0), torch.ones(len(x), 2)
-        ).variation
-    ),
+    "path_profile": lambda x: profile(x, perturbation.cross_fade(x, x.flip(2), 2)).variation,
     "features": lambda x: image_features(to_uint8(x), "pixels", progress=False)["features"],
     "frechet_distance": lambda x: torch.tensor(frechet_distance(x.flatten(1), x.flatten(1))),
     "kernel_distance": lambda x: torch.tensor(kernel_distance(x.flatten(1), x.flatten(1))[0]),
     "precision_recall": lambda x: torch.tensor(manifold_precision_recall(x.flatten(1), x.flatten(1))),
     "critic": lambda x: make_networks("dcgan", 16, x.shape[1], 4, 4)[1](x),
 }
+for name, make in GROUND_METRICS.items():
+    FUNCTIONS[f"penalty, {name}"] = lambda x, make=make: gradient_penalty(slope, x, x.flip(0), make()).norm
+for name, kind in perturbation.PERTURBATIONS.items():
+    FUNCTIONS[f"perturb, {name}"] = lambda x, name=name, kind=kind: perturbation.perturb(x, name, kind.strongest / 2)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -128,29 +123,8 @@ def test_odd_images_give_a_finite_result_or_an_error_that_says_what_was_wrong(fu
         assert finite or name in ("not a number", "infinite"), f"{name}: {result}"
 
 
-NASTY = [
-    "",
-    " ",
-    "nan",
-    "inf",
-    "-1",
-    "0",
-    "1e309",
-    "1" * 400,
-    "None",
-    "[]",
-    "{}",
-    "../../up",
-    "/dev/full",
-    "a\nb",
-    "ü🙂",
-    "--",
-    "$(touch owned)",
-    "`touch owned`",
-    "; touch owned",
-    "%s%n",
-    "true",
-]
+NASTY = ["", " ", "1" * 400, "a\nb", "$(touch owned)", "`touch owned`", "; touch owned"]
+NASTY += "nan inf -1 0 1e309 None [] {} ../../up /dev/full ü🙂 -- %s%n true".split()
 NAMES = [f.name for f in fields(TrainConfig)]
 
 
@@ -173,7 +147,7 @@ def test_command_line_refuses_malformed_options_with_one_line_and_writes_nothing
     os.chdir(tmp_path)
     try:
         fixed = dict(dataset="folder:nowhere", run_dir="run", data_dir="data", steps="1")
-        code = main([f"--{name}={value}" for name, value in (fixed | options).items()])
+        code = training.main([f"--{name}={value}" for name, value in (fixed | options).items()])
     finally:
         os.chdir(where)
     error = capsys.readouterr().err
@@ -181,37 +155,32 @@ def test_command_line_refuses_malformed_options_with_one_line_and_writes_nothing
     assert listing(tmp_path) == before
 
 
-@pytest.mark.parametrize("module", ["training", "evidence.study", "evidence.cost", "evidence.claims"])
-def test_modules_refuse_an_unknown_option(tmp_path, module):
-    command = [sys.executable, "-m", f"wwgan.{module}", "--no-such-option"]
-    environment = os.environ | dict(PYTHONPATH=str(ROOT))
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert result.returncode == 2 and "error:" in result.stderr and "Traceback" not in result.stderr
-    assert listing(tmp_path) == []
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory, data_dir):
-    run_dir = tmp_path_factory.mktemp("checkpoint") / "run"
-    training.train(make_config("smoke", run_dir=run_dir, data_dir=data_dir, device="cpu"), progress=False)
-    return (run_dir / "checkpoints" / "step_0000004.pt").read_bytes()
+@pytest.mark.parametrize("module", [training, study, cost, claims], ids=lambda module: module.__name__)
+def test_modules_refuse_an_unknown_option(tmp_path, monkeypatch, capsys, module):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = module.main(["--no-such-option"])
+    except SystemExit as ended:  # so does argparse
+        code = ended.code
+    assert code == 2 and "error: " in capsys.readouterr().err and listing(tmp_path) == []
 
 
 @quiet
 @given(st.data())
-def test_any_damage_to_a_checkpoint_is_noticed(tmp_path, tally, checkpoint, data):
+def test_any_damage_to_a_checkpoint_is_noticed(finished, tmp_path, tally, data):
     tally["damaged checkpoints"] += 1
-    path, content = tmp_path / "step_0000004.pt", bytearray(checkpoint)
-    path.write_bytes(content)
-    (tmp_path / "step_0000004.pt.sha256").write_text(training.hashlib.sha256(content).hexdigest())
-    assert load_checkpoint(path)["step"] == 4
+    for name in ("step_0000006.pt", "step_0000006.pt.sha256"):
+        shutil.copy(finished.run_dir / "checkpoints" / name, tmp_path)
+    path = tmp_path / "step_0000006.pt"
+    assert load_checkpoint(path)["step"] == 6
+    content = bytearray(path.read_bytes())
+    position = data.draw(st.integers(0, len(content) - 1))
     if data.draw(st.booleans()):
-        del content[data.draw(st.integers(0, len(content) - 1)) :]
+        del content[position:]
     else:
-        position = data.draw(st.integers(0, len(content) - 1))
         content[position] ^= 1 << data.draw(st.integers(0, 7))
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="step_0000004.pt is damaged"):
+    with pytest.raises(ValueError, match="step_0000006.pt is damaged"):
         load_checkpoint(path)
 
 
@@ -224,10 +193,12 @@ PLAIN = st.recursive(
 
 @quiet
 @given(PLAIN)
+@example(dict(step=4, config=dict(lr="fast")))
+@example(dict(config={}))
 def test_foreign_checkpoints_with_a_right_checksum_are_refused(tmp_path, tally, content):
     tally["foreign checkpoints"] += 1
     save_checkpoint(tmp_path / "step_0000001.pt", content)
-    with pytest.raises(ValueError, match="step_0000001.pt is not a checkpoint of a run"):
+    with pytest.raises(ValueError, match="step_0000001.pt is not a checkpoint of a run|lr must be a number"):
         load_checkpoint(tmp_path / "step_0000001.pt")
 
 
@@ -253,18 +224,9 @@ def test_malformed_files_are_refused_by_name(tmp_path, tally, name, content):
 
 
 def test_no_shell_and_no_server_anywhere():
-    for path in (ROOT / "wwgan").glob("*.py"):
-        text = path.read_text()
-        for word in (
-            "shell=True",
-            "os.system",
-            "os.popen",
-            "= eval(",
-            "import pickle",
-            "weights_only=False",
-            "0.0.0.0",
-        ):
-            assert word not in text, (path.name, word)
+    words = ["shell=True", "os.system", "os.popen", "= eval(", "import pickle", "weights_only=False", "0.0.0.0"]
+    for path in (ROOT / "wwgan").rglob("*.py"):
+        assert not [word for word in words if word in path.read_text()], path
 
 
 def test_names_of_a_study_stay_in_its_folder():
@@ -281,12 +243,6 @@ def test_automatic_names_of_runs_stay_in_data_runs(tmp_path, monkeypatch, datase
 
 
 def test_tampered_archives_are_refused_before_anything_is_unpacked(tmp_path, monkeypatch, tally):
-    import tarfile
-
-    import torchvision.datasets.utils as downloads
-
-    from wwgan import data, sources
-
     tally["tampered archives"] += 1
 
     def tampered(url, filename, *arguments, **options):
@@ -298,7 +254,7 @@ def test_tampered_archives_are_refused_before_anything_is_unpacked(tmp_path, mon
     monkeypatch.setattr(downloads, "_get_redirect_url", lambda url, **options: url)
     monkeypatch.setattr(downloads, "_urlretrieve", tampered)
     with pytest.raises(FileNotFoundError, match="not found or corrupted"):
-        data.load_images("cifar10", tmp_path / "data")
+        load_images("cifar10", tmp_path / "data")
     assert listing(tmp_path) == [] and not Path("/owned").exists()
 
 
@@ -310,15 +266,13 @@ NAMES_OF_FILES = [
     "$(touch owned).jpg",
     "..jpg",
     "%s.png",
-    "a" * 200 + ".jpg",
+    f"{'a' * 200}.jpg",
 ]
 
 
 @quiet
 @given(st.dictionaries(st.sampled_from(NAMES_OF_FILES), st.binary(max_size=200), min_size=1, max_size=3))
 def test_folders_of_broken_pictures_are_refused_by_name_and_leave_nothing(tmp_path_factory, tally, files):
-    from wwgan.data import load_images
-
     tally["broken data sets"] += 1
     folder = tmp_path_factory.mktemp("pictures")
     (folder / "in").mkdir()
