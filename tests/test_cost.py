@@ -1,6 +1,5 @@
 """What the benchmark compares is equal, what it reports follows from the times, and it runs by one command."""
 
-import json
 import multiprocessing
 from functools import partial
 
@@ -15,18 +14,7 @@ from wwgan.evidence.baselines import (
     torch_activations,
     written_out_squared_norm,
 )
-from wwgan.evidence.cost import (
-    METRICS,
-    RESULTS,
-    SCALES,
-    contestants,
-    interleaved,
-    main,
-    our_training,
-    ratio,
-    read_costs,
-    summary_table,
-)
+from wwgan.evidence.cost import RESULTS, contestant, interleaved, main, our_training, ratio, read_costs, summary_table
 from wwgan.files import write_json
 from wwgan.networks import LeakyReLU
 from wwgan.penalty import Wasserstein
@@ -95,33 +83,20 @@ def test_ratio_is_the_median_of_ratios_with_quartiles():
     assert ratio(dict(a=[3.0], b=[2.0]), "a", "b") == [1.5, 1.5, 1.5]
 
 
-def test_contestants_live_in_processes_of_their_own_and_one_that_fails_does_not_hang():
+def test_a_contestant_lives_in_a_process_of_its_own_and_one_that_fails_does_not_hang():
     wrong = TrainConfig(size=32, width=4, batch_size=8)  # images of another size
-    ways = {name: partial(our_training, config) for name, config in (("ours", TrainConfig(**SMALL)), ("wrong", wrong))}
     with pytest.raises((EOFError, ConnectionError)):
-        with contestants(ways, images(), CPU, n=1) as timers:
-            assert set(timers) == set(ways) and timers["ours"]() > 0
-            assert len(multiprocessing.active_children()) == 2
-            timers["wrong"]()
+        with contestant(partial(our_training, TrainConfig(**SMALL)), images(), CPU, n=1) as ours:
+            assert ours() > 0 and len(multiprocessing.active_children()) == 1
+            with contestant(partial(our_training, wrong), images(), CPU, n=1) as theirs:
+                theirs()
     assert not multiprocessing.active_children()
-
-
-@pytest.mark.slow  # test_end_to_end measures at smoke size too
-def test_one_command_measures_prints_and_records(tmp_path, capsys):
-    out = tmp_path / "deep" / "cost_cpu.json"
-    assert main(["--scale", "smoke", "--device", "cpu", "--out", str(out)]) == 0
-    record = json.loads(out.read_text())
-    assert capsys.readouterr().out.strip() == summary_table({record["provenance"]["device"]: record})
-    assert record["provenance"]["versions"]["torch"] and record["rounds"] == SCALES["smoke"].rounds
-    assert set(record["steps"][0]["to_euclidean"]) == set(METRICS)
-    assert record["steps"][0]["to_euclidean"]["Euclidean"] == [1.0, 1.0, 1.0]
-    assert all(0 < row["to_copy"][1] <= row["to_copy"][0] <= row["to_copy"][2] for row in record["penalties"])
 
 
 @pytest.mark.slow
 def test_the_plain_loop_is_served_by_processes_that_go_when_it_goes():
-    with contestants({"plain": partial(plain_training, TrainConfig(**SMALL))}, images(), CPU, n=1) as timers:
-        assert timers["plain"]() > 0
+    with contestant(partial(plain_training, TrainConfig(**SMALL)), images(), CPU, n=1) as plain:
+        assert plain() > 0
     assert not multiprocessing.active_children()
 
 

@@ -21,6 +21,8 @@ from wwgan.training import train
 COMMON = dict(preset="smoke", eval_interval=2, eval_features="pixels", eval_samples=40)
 SETTINGS = {"wgan-gp": dict(penalty="euclidean"), "wwgan": dict(penalty="wasserstein")}
 
+RECORD = ("config.json", "provenance.json", "metrics.jsonl", "evaluations.jsonl", "samples.png")
+
 
 @pytest.fixture
 def here(tmp_path, data_dir):
@@ -54,8 +56,7 @@ def test_processes_give_the_same_numbers_as_one_by_one(tmp_path, here):
         len(scores_of(other["results"])) == 2
         and scores_of(other["results"]).items() <= scores_of(here["results"]).items()
     )
-    recorded = {"config.json", "provenance.json", "metrics.jsonl", "evaluations.jsonl", "samples.png"}
-    assert {path.name for path in records[0].iterdir()} == recorded
+    assert {path.name for path in records[0].iterdir()} == {*RECORD}
     stored = json.loads((records[0] / "config.json").read_text())
     assert stored["run_dir"] is stored["data_dir"] is None  # nothing of the machine
 

@@ -42,7 +42,7 @@ def sliced_squared_norm(g: Tensor, x: Tensor, neighborhood: str = "von_neumann",
 
 
 def _transformed(transform: Callable[[Tensor], Tensor], images: Iterable[Tensor]) -> Tensor:
-    return torch.stack([transform(image) for image in images])
+    return torch.stack([*map(transform, images)])
 
 
 def plain_batches(images: Tensor, batch_size: int, workers: int, pin_memory: bool) -> Iterator[Tensor]:

@@ -7,10 +7,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, fields
-from functools import partial
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,33 +76,21 @@ def check_same_settings(folder: Path, config: TrainConfig) -> None:
         raise ValueError(f"{folder} holds a run with other settings ({found}): remove it or name other folders")
 
 
-def run_one(config: TrainConfig, record: Path, run_dir: Path, with_run: bool = False, progress: bool = True) -> Path:
+def run_one(config: TrainConfig, record: Path, run_dir: Path, with_run: bool = False, progress: bool = True) -> None:
     """Train a run of a study, from where it was cut off if it was, and record it; a recorded one is left as it is.
 
-    with_run: a recorded run whose last checkpoint is not here is trained and recorded again, for its networks.
-    Returns the record's folder. Raises ValueError if either folder holds a run with other settings or something
-    else, or if another process trains it.
+    with_run: a recorded run whose last checkpoint is not here is trained and recorded again, for its networks. Raises
+    ValueError if either folder holds a run with other settings or something else, or if another process trains it.
     """
-    run_dir = run_dir.expanduser()  # as the settings of a run do
     if record.exists():
         check_same_settings(record, config)
         if not with_run or config.steps in checkpoints(run_dir):
-            return record
+            return
     begun = (run_dir / "config.json").exists()
     if begun:
         check_same_settings(run_dir, config)
-    train(TrainConfig(**asdict(config) | dict(run_dir=str(run_dir), resume=begun)), progress)
+    train(replace(config, run_dir=str(run_dir), resume=begun), progress)
     copy_record(run_dir, record)
-    return record
-
-
-class _Job(NamedTuple):
-    """What `run_one` is given."""
-
-    config: TrainConfig
-    record: Path
-    run_dir: Path
-    with_run: bool
 
 
 def run_study(
@@ -128,45 +115,89 @@ def run_study(
     Raises ValueError for wrong arguments and for folders that hold other settings, before anything is trained;
     RuntimeError naming the runs that failed, after the others are done.
     """
-    check_names(where, _WHERE)
-    configs, results = study.configs(), Path(results)
-    chosen = list(configs) if only is None else list(only)
-    check_names(chosen, configs)
+    from tqdm import tqdm
+
     if workers < 1 or threads is not None and threads < 1:
         raise ValueError(f"workers and threads must be at least 1, got {workers} and {threads}")
+    threads, results = threads or max(1, (os.cpu_count() or 1) // workers), Path(results)
     runs = Path(runs).expanduser() if runs else project_root() / "data" / "runs" / results.name
-    given = {name: value for name, value in where.items() if value is not None}
-    jobs = {
-        name: _Job(TrainConfig(**asdict(config) | given), results / name, runs / name, with_runs)
+    jobs = _jobs(study, results, runs, only, where)
+    if workers == 1:
+        errors = _one_by_one(jobs, threads, with_runs, progress)
+    else:
+        errors = _in_processes(study, jobs, workers, dict(threads=threads, with_runs=with_runs, **where))
+    with closing(errors):
+        failed = [error for error in tqdm(errors, "runs", len(jobs), unit="run", disable=not progress) if error]
+    if failed:
+        raise RuntimeError("; ".join(failed))
+    return [job.record for job in jobs]
+
+
+class _Job(NamedTuple):
+    """What `run_one` is given."""
+
+    config: TrainConfig
+    record: Path
+    run_dir: Path
+
+
+def _jobs(
+    study: Study, results: Path, runs: Path, only: Iterable[str] | None, where: Mapping[str, str | None]
+) -> list[_Job]:
+    check_names(where, _WHERE)
+    configs, given = study.configs(), {name: value for name, value in where.items() if value is not None}
+    chosen = [*configs] if only is None else [*only]
+    check_names(chosen, configs)
+    jobs = [
+        _Job(replace(config, **given), results / name, runs / name)
         for name, config in configs.items()
         if name in chosen
-    }
-    for job in jobs.values():
-        for folder in (job.record, job.run_dir):
+    ]
+    for config, *folders in jobs:
+        for folder in folders:
             if (folder / "config.json").exists():
-                check_same_settings(folder, job.config)
-    errors = _run(jobs, workers, threads or max(1, (os.cpu_count() or 1) // workers), progress)
-    if errors:
-        raise RuntimeError("; ".join(f"{name} failed: {error}" for name, error in errors.items()))
-    return [job.record for job in jobs.values()]
+                check_same_settings(folder, config)
+    return jobs
+
+
+def _one_by_one(
+    jobs: Iterable[_Job], threads: int, with_runs: bool, progress: bool
+) -> Generator[str | None, None, None]:
+    """Train each in this process: what went wrong, or None."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for job in jobs:
+            try:
+                run_one(*job, with_runs, progress)
+                yield None
+            except Exception as error:
+                yield f"{job.record.name} failed: {error or type(error).__name__}"
+    finally:
+        torch.set_num_threads(before)
 
 
 _started: set["subprocess.Popen[str]"] = set()  # the processes of runs that this one waits for
 
 
-def _run(jobs: Mapping[str, _Job], workers: int, threads: int, progress: bool) -> dict[str, str]:
-    """Run jobs, at most `workers` at a time; the errors of those that failed, by name."""
+def _in_processes(
+    study: Study, jobs: Iterable[_Job], workers: int, options: Mapping[str, Any]
+) -> Generator[str | None, None, None]:
+    """The same in a process for each, at most `workers` at a time."""
     from joblib import Parallel, delayed
-    from tqdm import tqdm
 
-    here = partial(_attempt, progress=progress) if workers == 1 else partial(_in_own_process, folder=os.getcwd())
-    tasks = (delayed(here)(name, job, threads) for name, job in jobs.items())
+    shared = dict(study=asdict(study), progress=False, **options)
+    tasks = (
+        delayed(_in_own_process)(
+            shared | dict(results=job.record.parent, runs=job.run_dir.parent, only=[job.record.name]), os.getcwd()
+        )
+        for job in jobs
+    )
     # threads, unless joblib was told of a cluster: each only waits for the process of its run
     spread = Parallel(workers, prefer="threads", batch_size=1, pre_dispatch=workers, return_as="generator_unordered")
     try:
         with closing(spread(tasks)) as ended:
-            bar = tqdm(ended, total=len(jobs), desc="runs", unit="run", disable=not progress)
-            return {name: error for name, error in bar if error}
+            yield from ended
     finally:  # interrupted: nothing more is started, and what runs is asked to save its state and end
         left = [*_started]
         for process in left:
@@ -175,21 +206,8 @@ def _run(jobs: Mapping[str, _Job], workers: int, threads: int, progress: bool) -
             process.wait()
 
 
-def _attempt(name: str, job: _Job, threads: int, progress: bool) -> tuple[str, str | None]:
-    """Run a job in this process; its name, and what went wrong or None."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        run_one(*job, progress)
-        return name, None
-    except Exception as error:
-        return name, str(error) or type(error).__name__
-    finally:
-        torch.set_num_threads(before)
-
-
-def _in_own_process(name: str, job: _Job, threads: int, folder: str) -> tuple[str, str | None]:
-    """The same in a process that begins in `folder` and ends with this one."""
+def _in_own_process(given: Mapping[str, Any], folder: str) -> str | None:
+    """`run_study` with one run, in a process that begins in `folder` and ends with this one."""
     process = subprocess.Popen(
         [sys.executable, "-c", "from wwgan.evidence.study import _work; _work()"],
         cwd=folder,
@@ -200,22 +218,22 @@ def _in_own_process(name: str, job: _Job, threads: int, folder: str) -> tuple[st
     )
     assert process.stdin and process.stdout
     _started.add(process)
-    process.stdin.write(json.dumps([name, [asdict(job.config), *job[1:]], threads], default=str) + "\n")
+    process.stdin.write(json.dumps(given, default=str) + "\n")
     process.stdin.flush()
     said, code = process.stdout.read().strip(), process.wait()
     _started.discard(process)
-    return name, (said or f"its process ended with exit code {code}") if code else None
+    return (said or f"{given['only'][0]} failed: its process ended with exit code {code}") if code else None
 
 
 def _work() -> None:
-    """The process of one run. Its job is a line of standard input, which ends when nobody waits for it any more."""
-    name, (config, record, run_dir, with_run), threads = json.loads(sys.stdin.readline())
+    """The process of one run: a line of standard input says which, and its end that nobody waits for it any more."""
+    given = json.loads(sys.stdin.readline())
     threading.Thread(target=_stop_when_left, daemon=True).start()
     try:
-        _, error = _attempt(name, _Job(TrainConfig(**config), Path(record), Path(run_dir), with_run), threads, False)
+        run_study(Study(**given.pop("study")), **given)
     except KeyboardInterrupt:  # asked to stop, the state is saved
         sys.exit(130)
-    if error:
+    except (ValueError, RuntimeError) as error:
         print(error)
         sys.exit(1)
 
