@@ -10,8 +10,9 @@ import threading
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -119,60 +120,51 @@ def run_study(
 
     if workers < 1 or threads is not None and threads < 1:
         raise ValueError(f"workers and threads must be at least 1, got {workers} and {threads}")
-    threads, results = threads or max(1, (os.cpu_count() or 1) // workers), Path(results)
+    results, threads = Path(results), threads or max(1, (os.cpu_count() or 1) // workers)
     runs = Path(runs).expanduser() if runs else project_root() / "data" / "runs" / results.name
-    jobs = _jobs(study, results, runs, only, where)
+    configs = _chosen(study, [results, runs], only, where)
     if workers == 1:
-        errors = _one_by_one(jobs, threads, with_runs, progress)
+        errors = _one_by_one(configs, results, runs, threads, with_runs, progress)
     else:
-        errors = _in_processes(study, jobs, workers, dict(threads=threads, with_runs=with_runs, **where))
+        options = dict(results=results, runs=runs, threads=threads, with_runs=with_runs, progress=False, **where)
+        errors = _in_processes(configs, dict(study=asdict(study), **options), workers)
     with closing(errors):
-        failed = [error for error in tqdm(errors, "runs", len(jobs), unit="run", disable=not progress) if error]
+        failed = [error for error in tqdm(errors, "runs", len(configs), unit="run", disable=not progress) if error]
     if failed:
         raise RuntimeError("; ".join(failed))
-    return [job.record for job in jobs]
+    return [results / name for name in configs]
 
 
-class _Job(NamedTuple):
-    """What `run_one` is given."""
-
-    config: TrainConfig
-    record: Path
-    run_dir: Path
-
-
-def _jobs(
-    study: Study, results: Path, runs: Path, only: Iterable[str] | None, where: Mapping[str, str | None]
-) -> list[_Job]:
+def _chosen(
+    study: Study, places: Iterable[Path], only: Iterable[str] | None, where: Mapping[str, Any]
+) -> dict[str, TrainConfig]:
+    """The settings of the runs that are asked for, by name; refused if a folder holds the run with others."""
     check_names(where, _WHERE)
     configs, given = study.configs(), {name: value for name, value in where.items() if value is not None}
     chosen = [*configs] if only is None else [*only]
     check_names(chosen, configs)
-    jobs = [
-        _Job(replace(config, **given), results / name, runs / name)
-        for name, config in configs.items()
-        if name in chosen
-    ]
-    for config, *folders in jobs:
-        for folder in folders:
-            if (folder / "config.json").exists():
-                check_same_settings(folder, config)
-    return jobs
+    found = {name: replace(config, **given) for name, config in configs.items() if name in chosen}
+    for (name, config), place in product(found.items(), places):
+        if (place / name / "config.json").exists():
+            check_same_settings(place / name, config)
+    return found
+
+
+_Errors = Generator[str | None, None, None]  # of each run what went wrong, or None
 
 
 def _one_by_one(
-    jobs: Iterable[_Job], threads: int, with_runs: bool, progress: bool
-) -> Generator[str | None, None, None]:
-    """Train each in this process: what went wrong, or None."""
+    configs: Mapping[str, TrainConfig], results: Path, runs: Path, threads: int, with_runs: bool, progress: bool
+) -> _Errors:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        for job in jobs:
+        for name, config in configs.items():
             try:
-                run_one(*job, with_runs, progress)
+                run_one(config, results / name, runs / name, with_runs, progress)
                 yield None
             except Exception as error:
-                yield f"{job.record.name} failed: {error or type(error).__name__}"
+                yield f"{name} failed: {error or type(error).__name__}"
     finally:
         torch.set_num_threads(before)
 
@@ -180,19 +172,11 @@ def _one_by_one(
 _started: set["subprocess.Popen[str]"] = set()  # the processes of runs that this one waits for
 
 
-def _in_processes(
-    study: Study, jobs: Iterable[_Job], workers: int, options: Mapping[str, Any]
-) -> Generator[str | None, None, None]:
-    """The same in a process for each, at most `workers` at a time."""
+def _in_processes(names: Iterable[str], options: Mapping[str, Any], workers: int) -> _Errors:
+    """A process for each run, at most `workers` at a time. options: of `run_study`."""
     from joblib import Parallel, delayed
 
-    shared = dict(study=asdict(study), progress=False, **options)
-    tasks = (
-        delayed(_in_own_process)(
-            shared | dict(results=job.record.parent, runs=job.run_dir.parent, only=[job.record.name]), os.getcwd()
-        )
-        for job in jobs
-    )
+    tasks = (delayed(_in_own_process)(name, options, os.getcwd()) for name in names)
     # threads, unless joblib was told of a cluster: each only waits for the process of its run
     spread = Parallel(workers, prefer="threads", batch_size=1, pre_dispatch=workers, return_as="generator_unordered")
     try:
@@ -206,8 +190,8 @@ def _in_processes(
             process.wait()
 
 
-def _in_own_process(given: Mapping[str, Any], folder: str) -> str | None:
-    """`run_study` with one run, in a process that begins in `folder` and ends with this one."""
+def _in_own_process(name: str, options: Mapping[str, Any], folder: str) -> str | None:
+    """What went wrong with a run in a process that begins in `folder` and ends with this one, or None."""
     process = subprocess.Popen(
         [sys.executable, "-c", "from wwgan.evidence.study import _work; _work()"],
         cwd=folder,
@@ -218,11 +202,11 @@ def _in_own_process(given: Mapping[str, Any], folder: str) -> str | None:
     )
     assert process.stdin and process.stdout
     _started.add(process)
-    process.stdin.write(json.dumps(given, default=str) + "\n")
+    process.stdin.write(json.dumps({**options, "only": [name]}, default=str) + "\n")
     process.stdin.flush()
     said, code = process.stdout.read().strip(), process.wait()
     _started.discard(process)
-    return (said or f"{given['only'][0]} failed: its process ended with exit code {code}") if code else None
+    return (said or f"{name} failed: its process ended with exit code {code}") if code else None
 
 
 def _work() -> None:
