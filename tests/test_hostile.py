@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from wwgan import runs, sources, training
 from wwgan.data import load_images, to_float, to_uint8
 from wwgan.evaluation import frechet_distance, image_features, kernel_distance, manifold_precision_recall
-from wwgan.evidence import claims, cost, perturbation, study
+from wwgan.evidence import claims, cost, perturbation, probe, study
 from wwgan.graph import PixelGraph
 from wwgan.metric import WassersteinMetric, wasserstein2
 from wwgan.networks import make_networks
@@ -64,7 +64,7 @@ def flat_critic(x):
 
 
 def profile(x, path):
-    return perturbation.path_profile(slope, path, torch.tensor(1.0), torch.ones(len(x), 2))
+    return probe.path_profile(slope, path, torch.tensor(1.0), torch.ones(len(x), 2))
 
 
 def ramp_of(x):
@@ -90,14 +90,14 @@ FUNCTIONS = {
     "penalty, zero gradient": lambda x: gradient_penalty(flat_critic, x, x, GROUND_METRICS["wasserstein"]()).norm,
     "displacement": lambda x: perturbation.displacement(x, x.flip(2)).wasserstein,
     "matched": lambda x: sum((m.images[0].sum() for m in perturbation.matched(x, [0.1]).values()), torch.zeros(())),
-    "perturbation_path": lambda x: perturbation.perturbation_path(x, "translation", 1.0, 2),
-    "cross_fade": lambda x: perturbation.cross_fade(x, x.flip(0)),
-    "geodesic_path": lambda x: perturbation.geodesic_path(x[:, :, :8, :8], x[:, :, :8, :8].flip(2), 2),
-    "piece_lengths": lambda x: perturbation.piece_lengths(perturbation.cross_fade(x, x.flip(2), 2)[:1].flatten(0, 1)),
-    "response": lambda x: perturbation.response(slope, x, x.flip(2)),
-    "response of a flat critic": lambda x: perturbation.response(flat_critic, x, x.flip(2)),
-    "separation": lambda x: torch.tensor(perturbation.separation(slope, x, x.flip(2))),
-    "path_profile": lambda x: profile(x, perturbation.cross_fade(x, x.flip(2), 2)).variation,
+    "perturbation_path": lambda x: probe.perturbation_path(x, "translation", 1.0, 2),
+    "cross_fade": lambda x: probe.cross_fade(x, x.flip(0)),
+    "geodesic_path": lambda x: probe.geodesic_path(x[:, :, :8, :8], x[:, :, :8, :8].flip(2), 2),
+    "piece_lengths": lambda x: probe.piece_lengths(probe.cross_fade(x, x.flip(2), 2)[:1].flatten(0, 1)),
+    "response": lambda x: probe.response(slope, x, x.flip(2)),
+    "response of a flat critic": lambda x: probe.response(flat_critic, x, x.flip(2)),
+    "separation": lambda x: torch.tensor(probe.separation(slope, x, x.flip(2))),
+    "path_profile": lambda x: profile(x, probe.cross_fade(x, x.flip(2), 2)).variation,
     "features": lambda x: image_features(to_uint8(x), "pixels", progress=False)["features"],
     "frechet_distance": lambda x: torch.tensor(frechet_distance(x.flatten(1), x.flatten(1))),
     "kernel_distance": lambda x: torch.tensor(kernel_distance(x.flatten(1), x.flatten(1))[0]),

@@ -6,23 +6,25 @@ import torch
 from wwgan.data import load_images, to_float
 from wwgan.evidence.perturbation import (
     PERTURBATIONS,
-    cross_fade,
     displacement,
     euclidean_displacement,
-    geodesic_path,
-    great_circle,
     matched,
     move,
-    path_profile,
     perturb,
-    perturbation_path,
-    piece_lengths,
     radial_power_spectrum,
-    response,
-    separation,
     shuffle_pixels,
     strength_of_size,
     unit_mass,
+)
+from wwgan.evidence.probe import (
+    cross_fade,
+    geodesic_path,
+    great_circle,
+    path_profile,
+    perturbation_path,
+    piece_lengths,
+    response,
+    separation,
 )
 from wwgan.metric import wasserstein2
 
