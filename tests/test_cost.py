@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 
+from wwgan.evidence import cost
 from wwgan.evidence.baselines import (
     plain_critic_losses,
     plain_training,
@@ -15,7 +16,6 @@ from wwgan.evidence.baselines import (
     written_out_squared_norm,
 )
 from wwgan.evidence.cost import RESULTS, contestant, interleaved, main, our_training, ratio, read_costs, summary_table
-from wwgan.files import write_json
 from wwgan.networks import LeakyReLU
 from wwgan.penalty import Wasserstein
 from wwgan.settings import TrainConfig
@@ -109,13 +109,14 @@ def test_wrong_options_are_refused_with_one_line_and_code_2(arguments, words, ca
     assert words in error and error.count("\n") == 1
 
 
-def test_records_are_read_back_and_the_readme_shows_them(root, tmp_path):
-    write_json(tmp_path / RESULTS["CPU"], dict(a=1))
-    assert read_costs(tmp_path) == {"CPU": dict(a=1), "GPU": None}
+def test_records_are_read_back_and_the_readme_shows_them(root, tmp_path, monkeypatch, capsys):
     records = read_costs(root / "data" / "results")
     for record in filter(None, records.values()):
         assert record["rounds"] >= 10 and record["provenance"]["device"] and record["provenance"]["versions"]["torch"]
-    assert records["CPU"], "the recorded run on a CPU is missing"
+    monkeypatch.setattr(cost, "measure", lambda scale, device: records["CPU"])
+    assert main(["--out", str(tmp_path / RESULTS["CPU"])]) == 0
+    assert capsys.readouterr().out.strip() == summary_table({records["CPU"]["provenance"]["device"]: records["CPU"]})
+    assert read_costs(tmp_path) == records | dict(GPU=None)
     readme = (root / "README.md").read_text(encoding="utf-8").split("\n")
     shown = [line for line in readme if " / " in line and "–" in line]
     assert len(shown) > 2 and {*shown} <= {*summary_table(records).split("\n")}

@@ -13,7 +13,6 @@ from wwgan.evidence.perturbation import (
     perturb,
     radial_power_spectrum,
     shuffle_pixels,
-    strength_of_size,
     unit_mass,
 )
 from wwgan.evidence.probe import (
@@ -54,18 +53,6 @@ def test_images_move_farther_the_greater_the_strength(name):
     sizes = [euclidean_displacement(x, perturb(x, name, s * PERTURBATIONS[name].strongest)) for s in (0.05, 0.2, 0.5)]
     means = [size.mean().item() for size in sizes]
     assert 0 < means[0] < means[1] < means[2]
-
-
-@by_name
-def test_size_is_matched(name):
-    x = colours()
-    strength = strength_of_size(x, name, 0.4)
-    if strength is None:
-        assert euclidean_displacement(x, perturb(x, name, PERTURBATIONS[name].strongest)).mean() < 0.4
-    else:
-        size = euclidean_displacement(x, perturb(x, name, strength)).mean().item()
-        least = 1.0 if name == "jpeg" else 0.52  # those that hit pixels go in steps, JPEG begins with a large one
-        assert 0.4 <= size < least
 
 
 @pytest.mark.parametrize("shape", [(1, 15, 9), (3, 32, 32), (3, 5, 7)])
@@ -249,7 +236,6 @@ def test_path_that_stays_has_no_local_constant():
         (lambda x: perturb(x, "rotation", -1), "got -1"),
         (lambda x: perturb(x, "blur", float("nan")), "got nan"),
         (lambda x: perturb(2 * x, "blur", 1), r"must lie in \[-1, 1\]"),
-        (lambda x: perturb(x[0], "blur", 1), r"\(3, 16, 16\)"),
         (lambda x: perturb(x[:, :2], "blur", 1), r"\(12, 2, 16, 16\)"),
         (lambda x: perturb(x.to(torch.uint8), "blur", 1), "uint8"),
         (lambda x: perturbation_path(x, "blur", 1, 0), "at least 1 step, got 0"),
