@@ -19,16 +19,8 @@ from ..evaluation import main_score
 from ..files import read_json, write_json
 from ..runs import Run, load_run, read_evaluations
 from ..step import draw_many, fixed_random, generate, gradient_norms
-from .perturbation import (
-    MOTIONS,
-    Matched,
-    cross_fade,
-    latent_paths,
-    matched,
-    perturbation_path,
-    radial_power_spectrum,
-    separation,
-)
+from .perturbation import MOTIONS, Matched, matched, radial_power_spectrum
+from .probe import cross_fade, latent_paths, perturbation_path, separation
 from .records import read_records
 from .statistics import Estimate, holm, log_ratios, measured_ratio, student_mean, student_p
 from .study import Study, read_study, run_study

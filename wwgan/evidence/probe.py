@@ -43,6 +43,12 @@ def cross_fade(a: Tensor, b: Tensor, steps: int = 8) -> Tensor:
     return torch.stack([torch.lerp(a, b, k / steps) for k in range(steps + 1)], 1)
 
 
+def _metric_on(images: Tensor) -> WassersteinMetric:
+    """The metric on the pixels of images (..., H, W), each joined to the four beside it."""
+    height, width = images.shape[-2:]
+    return WassersteinMetric(PixelGraph(height, width, radius=1))
+
+
 def geodesic_path(a: Tensor, b: Tensor, steps: int = 8) -> Tensor:
     """Shortest paths of transport between images a and b, both (B, C, H, W) in [-1, 1] -> (B, steps + 1, C, H, W).
 
@@ -53,7 +59,7 @@ def geodesic_path(a: Tensor, b: Tensor, steps: int = 8) -> Tensor:
     _check_path(steps, a, b)
     for images in (a, b):
         _check_images(images)
-    metric = WassersteinMetric(PixelGraph(*a.shape[-2:], radius=1))
+    metric = _metric_on(a)
     light = torch.minimum(*(_light(x).sum((-2, -1)) for x in (a, b)))[..., None, None, None]  # (B, C, 1, 1, 1)
     pairs = [zip(*channels) for channels in zip(unit_mass(a), unit_mass(b))]
     paths = torch.stack([torch.stack([metric.geodesic(*pair, steps) for pair in channels]) for channels in pairs])
@@ -96,7 +102,7 @@ def piece_lengths(path: Tensor) -> Tensor:
     """
     if path.dim() != 4 or len(path) < 2:
         raise ValueError(f"a path must be (T, C, H, W) with T >= 2, got {tuple(path.shape)}")
-    metric = WassersteinMetric(PixelGraph(*path.shape[-2:], radius=1))
+    metric = _metric_on(path)
     masses = unit_mass(path)
     pieces = [[metric.norm((x + y) / 2, y - x) for x, y in zip(*ends)] for ends in zip(masses, masses[1:])]
     lengths = torch.stack([torch.stack(channels).norm() for channels in pieces])
