@@ -164,7 +164,7 @@ class Wasserstein:
     def paper(cls, **changes: Any) -> "Wasserstein":
         """The form of the paper: unit mass, edge mean with degrees, mass term; any field can be changed by keyword.
 
-        The mass term's factor of 1 outweighs the rest on all but tiny images; training takes mass=1 / (H * W).
+        With mass=1 a constant gradient costs H * W times its Euclidean square; training takes mass=1 / (H * W).
         """
         form = dict(edge_weight=1.0, l2=0.0, mass=1.0, degree_normalized=True, unit_mass=True)
         return cls(**form | changes)
