@@ -9,6 +9,7 @@ from dataclasses import fields
 from html.parser import HTMLParser
 from importlib import import_module
 from pathlib import Path
+from types import FunctionType
 from urllib.parse import unquote, urlsplit
 
 import nbformat.v4 as v4
@@ -83,8 +84,8 @@ def test_every_public_name_is_in_the_reference(site, pages, name):
     own = [public for public, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
     offered = getattr(module, "__all__", None) or [public for public in own if not public.startswith("_")]
     assert {f"{module.__name__}.{public}" for public in offered} <= page.ids
-    documented = [getattr(module, public) for public in offered if callable(getattr(module, public))]
-    for value in documented:
+    values = (getattr(module, public) for public in offered)
+    for value in (value for value in values if isinstance(value, (type, FunctionType))):
         first = (inspect.getdoc(value) or "").split("\n")[0].replace("`", "")
         assert first and " ".join(first.split()) in page.text, value
 

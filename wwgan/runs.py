@@ -119,6 +119,7 @@ def _has_scores(line: Mapping[str, Any]) -> bool:
 
 
 def is_finite(value: Any) -> bool:
+    """Whether a value read from a line is a number that is neither infinite nor NaN."""
     return type(value) in (int, float) and math.isfinite(value)
 
 

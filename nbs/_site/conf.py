@@ -9,7 +9,7 @@ import sys
 from configparser import ConfigParser
 from dataclasses import fields, is_dataclass
 from importlib.util import find_spec
-from inspect import getsource, signature
+from inspect import getsource, isroutine, signature
 from pathlib import Path
 from textwrap import indent
 
@@ -74,7 +74,7 @@ def api_entry(module, name):
     value = getattr(module, name)
     if isinstance(value, type):
         return [f".. autoclass:: {name}", "   :members:", ""]
-    if callable(value):
+    if isroutine(value):
         return [f".. autofunction:: {name}", ""]
     definition = re.search(rf"^{name}\b.*?(?=\n[^\s)\]}}])", getsource(module), re.MULTILINE | re.DOTALL)[0]
     return [f".. py:data:: {name}", "", "   .. code-block:: python", "", indent(definition.rstrip(), 6 * " "), ""]
@@ -165,7 +165,7 @@ def paragraphs(text, names):
 
 def write_docstring(app, what, name, obj, options, lines):
     """Docstrings as reStructuredText, a dataclass's with what each of its settings means."""
-    names = [*signature(obj).parameters] if callable(obj) else []
+    names = [*signature(obj).parameters] if isinstance(obj, type) or isroutine(obj) else []
     for field in fields(obj) if is_dataclass(obj) else []:
         if "help" in field.metadata:
             lines += ["", f"{field.name}: {field.metadata['help']}"]
