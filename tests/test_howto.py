@@ -94,7 +94,7 @@ real, fake = torch.rand(2, 8, 1, 16, 16).double() * 2 - 1
 
 def gradient(network, rows):
     critic.zero_grad()
-    penalty = gradient_penalty(network, real[rows], fake[rows], Wasserstein.released(), 4.0, points="fake")
+    penalty = gradient_penalty(network, real[rows], fake[rows], Wasserstein.released(), weight=4.0, points="fake")
     (network(fake[rows]).mean() - network(real[rows]).mean() + penalty.loss).backward()
     return torch.cat([p.grad.flatten() for p in critic.parameters()])
 

@@ -27,7 +27,7 @@ SETTINGS.read(ROOT / "settings.ini", encoding="utf-8")
 DECLARED = [SETTINGS["DEFAULT"][f"{extra}requirements"] for extra in ("", "train_", "evidence_", "dev_", "docs_")]
 
 ORDER = [
-    *"files distributed graph sweep metric points penalty".split(),
+    *"files distributed graph sweep metric checks remembered points penalty".split(),
     *"sources data networks step evaluation settings".split(),
     *"checkpoints provenance runs plots report stopping training cli".split(),
     *"evidence.perturbation evidence.probe evidence.statistics evidence.baselines evidence.cost evidence.study".split(),
@@ -36,6 +36,8 @@ ORDER = [
 CORE = [
     "graph",
     "sweep",
+    "checks",
+    "remembered",
     "points",
     "penalty",
 ]  # torch alone runs them, and metric once NumPy is imported in its functions

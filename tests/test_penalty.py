@@ -1,6 +1,8 @@
 """Ground metrics against the equations written out, and the gradient penalty against WGAN-GP and finite differences."""
 
+import operator
 import warnings
+from functools import partial
 
 import numpy as np
 import plain
@@ -22,6 +24,7 @@ from wwgan.penalty import (
     gradient_penalty,
     safe_sqrt,
 )
+from wwgan.points import penalty_points
 
 
 def images(*shape, seed=0, dtype=torch.float32):
@@ -133,7 +136,7 @@ def wgan_gp(f, real, fake, weight, random):
 @pytest.mark.parametrize("ground", [Euclidean(), Wasserstein(radius=0, l2=1.0)], ids=["euclidean", "no edges"])
 def test_no_edges_is_wgan_gp_to_the_last_digit(ground):
     f, real, fake = critic(), images(4, 3, 8, 8), images(4, 3, 8, 8, seed=1)
-    ours = gradient_penalty(f, real, fake, ground, 10.0, generator=torch.Generator().manual_seed(3)).loss
+    ours = gradient_penalty(f, real, fake, ground, weight=10.0, generator=torch.Generator().manual_seed(3)).loss
     theirs = wgan_gp(f, real, fake, 10.0, torch.Generator().manual_seed(3))
     assert torch.equal(ours, theirs)
     parameters = [
@@ -155,9 +158,9 @@ def test_parameter_gradient_of_the_penalty_against_finite_differences(make, one_
             real[:, :2],
             fake[:, :2],
             make(),
-            2.0,
-            one_sided,
-            torch.Generator().manual_seed(1),
+            weight=2.0,
+            one_sided=one_sided,
+            generator=torch.Generator().manual_seed(1),
         ).loss
 
     assert torch.autograd.gradcheck(loss, weights)
@@ -187,7 +190,7 @@ def test_one_sided_charges_only_norms_above_one():
         direction[..., 0, 0] = slope
         f = nn.Sequential(nn.Flatten(), nn.Linear(64, 1, bias=False))
         f[1].weight.data = direction.flatten()[None]
-        loss = gradient_penalty(f, real, fake, Euclidean(), 10.0, one_sided=True).loss
+        loss = gradient_penalty(f, real, fake, Euclidean(), weight=10.0, one_sided=True).loss
         assert_close(loss.item(), charged)
 
 
@@ -249,19 +252,35 @@ F, REAL, FAKE, W = critic(), images(4, 3, 8, 8), images(4, 3, 8, 8, seed=1), Was
         (lambda: gradient_penalty(F, REAL, FAKE, W, weight=-1), ("weight", "-1")),
         (lambda: gradient_penalty(F, REAL, FAKE, W, weight=float("nan")), ("weight", "nan")),
         (lambda: gradient_penalty(F, REAL, FAKE, W, points="centre"), ("interpolated", "centre")),
-        (lambda: gradient_penalty(lambda x: x, REAL, FAKE, W), ("one score", "(4, 3, 8, 8)")),
+        (lambda: gradient_penalty(lambda x: x, REAL, FAKE, W), ("one score", "(4, 3, 8, 8)", "number of patches")),
         (lambda: gradient_penalty(lambda x: F(x).mean(), REAL, FAKE, W), ("one score", "()")),
         (lambda: gradient_penalty(lambda x: torch.zeros(len(x)), REAL, FAKE, W), ("differentiated",)),
         (lambda: gradient_penalty(F, REAL.byte(), FAKE.byte(), W), ("floating-point", "uint8")),
         (lambda: gradient_penalty(F, REAL, FAKE, "wasserstein"), ("ground metric", "'wasserstein'")),
         (lambda: gradient_penalty(F, REAL, FAKE, Wasserstein), ("such as Wasserstein.released()",)),
         (lambda: gradient_penalty(F, REAL, FAKE, W, generator=0), ("torch.Generator", "0")),
+        (lambda: gradient_penalty(F, REAL, FAKE, W, generator=F), ("got Sequential", "fake is its images")),
+        (lambda: gradient_penalty(F, REAL, FAKE, F), ("ground metric", "got Sequential")),
+        (lambda: gradient_penalty(F, REAL, FAKE, weight=torch.ones(4)), ("weight", "tensor")),
+        (lambda: gradient_penalty(F, REAL, FAKE, weight=torch.tensor(-1.0)), ("weight", "-1")),
+        (lambda: gradient_penalty(F, REAL, FAKE, epsilon=torch.ones(4)), ("epsilon", "(4, 1, 1, 1)", "(4,)")),
+        (lambda: gradient_penalty(F, REAL.flatten(1), FAKE.flatten(1)), ("(4, 192)", "reshape: flat images")),
+        (lambda: gradient_penalty(F, REAL, FAKE.flatten(1)), ("(4, 192)", "reshape: flat images")),
+        (lambda: gradient_penalty(F, REAL[:, 0], FAKE[:, 0]), ("(4, 8, 8)", "reshape: gray images")),
+        (lambda: gradient_penalty(F, REAL[:, None], FAKE[:, None]), ("(4, 1, 3, 8, 8)", "reshape: a video")),
+        (lambda: W.norm(REAL.flatten(1), REAL.flatten(1)), ("(4, 192)", "reshape: flat images")),
+        (lambda: torch.inference_mode()(gradient_penalty)(F, REAL, FAKE), ("gradients are off", "inference_mode")),
+        (lambda: Wasserstein(image_range=(1, 0)), ("image_range", "(1, 0)")),
+        (lambda: Wasserstein(image_range=[0, 1]), ("image_range", "[0, 1]")),
+        (lambda: gradient_penalty(F, REAL, FAKE, Wasserstein(image_range=(0, 1))), ("[0, 1]", "image_range")),
         (lambda: gradient_penalty(F, REAL.numpy(), FAKE, W), ("real must be a torch.Tensor", "ndarray")),
-        (lambda: gradient_penalty(F, REAL, FAKE.double(), W), ("one type", "torch.float32", "torch.float64")),
         (lambda: gradient_penalty(F, REAL, FAKE.to("meta"), W), ("one device", "cpu", "meta")),
         (lambda: gradient_penalty(lambda x: (F(x), x), REAL, FAKE, W), ("tuple", "critic(x)[0]")),
         (lambda: gradient_penalty(lambda x: F(x.detach()), REAL, FAKE, W), ("detached inside the critic",)),
-        (lambda: torch.no_grad()(gradient_penalty)(F, REAL, FAKE, W), ("gradients are off", "would not train")),
+        (
+            lambda: torch.no_grad()(gradient_penalty)(F, REAL, FAKE, W),
+            ("gradients are off", "no_grad", "would not train"),
+        ),
         (lambda: gradient_penalty(F, REAL, FAKE, Foreign(lambda g: g)), ("Foreign", "4 values", "(4, 3, 8, 8)")),
         (
             lambda: gradient_penalty(F, REAL, FAKE, Foreign(lambda g: g.detach().sum((1, 2, 3)))),
@@ -321,14 +340,192 @@ def test_norms_in_half_precision_neither_overflow_nor_vanish(make, scale):
     assert_close(make().squared_norm(g.half(), x.half()).float(), make().squared_norm(g, x), rtol=2e-2, atol=0)
 
 
-def test_batch_norm_in_the_critic_is_warned_of():
-    normed = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Flatten(), torch.nn.Linear(192, 1))
-    with pytest.warns(UserWarning, match="batch norm in training mode"):
-        gradient_penalty(normed, REAL, FAKE, W)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        gradient_penalty(normed.eval(), REAL, FAKE, W)
-        gradient_penalty(F, REAL, FAKE, W)
+class Gan(nn.Module):
+    """A critic with or without batch norm, next to a generator with it, which does not run."""
+
+    def __init__(self, norm=nn.Identity):
+        super().__init__()
+        self.generator, self.critic = nn.BatchNorm2d(3), nn.Sequential(norm(3), nn.Flatten(), nn.Linear(192, 1))
+
+    def score(self, x):
+        return self.critic(x)
+
+    def forward(self, x, key=0):
+        return {key: self.critic(x)}
+
+
+WRAPPED = {
+    "module": lambda gan: gan.critic,
+    "lambda": lambda gan: lambda x: gan.critic(x),
+    "tuple": lambda gan: lambda x: (gan.critic(x), x)[0],
+    "dictionary": lambda gan: lambda x: gan(x)[0],
+    "partial": lambda gan: partial(lambda x, key: gan(x, key)[key], key=3),
+    "bound method": lambda gan: gan.score,
+}
+
+
+def warnings_of(calls):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for call in calls:
+            call()
+    return [str(warning.message) for warning in caught]
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_batch_norm_is_warned_of_once_behind_any_wrapper_if_it_runs(wrap):
+    gan, hooks = Gan(nn.BatchNorm2d), nn.modules.module._global_forward_hooks
+    messages = warnings_of([lambda: gradient_penalty(wrap(gan), REAL, FAKE)] * 3)  # a new wrapper each time
+    assert len(messages) == 1 and "batch norm in training mode" in messages[0] and not hooks
+    assert not warnings_of([lambda: gradient_penalty(wrap(Gan()), REAL, FAKE)])
+    assert not warnings_of([lambda: gradient_penalty(wrap(Gan(nn.BatchNorm2d).eval()), REAL, FAKE)])
+
+
+def test_modules_are_looked_at_in_the_first_call_alone(monkeypatch):
+    gan, hooked = Gan(), []
+    monkeypatch.setattr(
+        nn.modules.module, "register_module_forward_hook", lambda hook: hooked.append(hook) or Foreign(abs)
+    )
+    monkeypatch.setattr(Foreign, "remove", lambda self: None, raising=False)
+    for _ in range(3):
+        gradient_penalty(lambda x: gan.critic(x), REAL, FAKE)
+    assert len(hooked) == 1
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
+def test_mixed_precision_in_the_usual_loop(half):
+    """The generator's images come out of autocast in half precision, the real ones are float32."""
+    f, make_images = critic(), nn.Conv2d(3, 3, 1)
+    optimizer, scaler = (
+        torch.optim.SGD(f.parameters(), 1e-3),
+        torch.amp.GradScaler("cpu", enabled=half == torch.float16),
+    )
+    before = [p.detach().clone() for p in f.parameters()]
+    for _ in range(8):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", half):
+            fake = make_images(FAKE).tanh()
+            penalty = gradient_penalty(f, REAL, fake, generator=torch.Generator().manual_seed(0))
+            loss = f(fake.detach()).mean() - f(REAL).mean() + penalty.loss
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    assert fake.dtype == half and penalty.loss.dtype == penalty.norm.dtype == torch.float32
+    assert any(not torch.equal(p, q) for p, q in zip(f.parameters(), before, strict=True))
+    assert all(p.isfinite().all() for p in f.parameters())
+    whole = gradient_penalty(f, REAL, fake.float(), generator=torch.Generator().manual_seed(0))
+    assert_close(penalty.norm, whole.norm, rtol=0.03, atol=0)
+
+
+def test_images_are_promoted_as_their_sum_is():
+    share = torch.rand(4, 1, 1, 1)
+    for fake in (FAKE.bfloat16(), FAKE.half(), FAKE.double()):
+        x = share * REAL + (1 - share) * fake
+        assert_close(penalty_points(REAL, fake, epsilon=share), x)  # in the type of the sum
+        assert penalty_points(REAL, fake, "fake").dtype == x.dtype
+
+
+def test_each_metric_has_its_usual_weight():
+    usual = (
+        [Euclidean(), 10],
+        [Sobolev(), 10],
+        [Wasserstein(), 4],
+        [Wasserstein.paper(), 10],
+        [Shuffled.wasserstein(), 4],
+    )
+    for ground, weight in (*usual, [Shuffled(Sobolev()), 10], [Foreign(lambda g: g.square().sum((1, 2, 3))), 10]):
+        loss = gradient_penalty(F, REAL, FAKE, ground, points="real").loss
+        assert_close(loss, gradient_penalty(F, REAL, FAKE, ground, weight=weight, points="real").loss, rtol=0, atol=0)
+    assert gradient_penalty(F, REAL, FAKE, points="real").loss == gradient_penalty(F, REAL, FAKE, W, points="real").loss
+    level = torch.tensor(3.0, requires_grad=True)
+    loss = gradient_penalty(F, REAL, FAKE, weight=level, points="real").loss
+    (slope,) = torch.autograd.grad(loss, level)
+    assert_close(3 * slope, loss)
+    with pytest.raises(TypeError, match="positional"):
+        gradient_penalty(F, REAL, FAKE, W, 4.0)
+
+
+def test_shares_can_be_given():
+    share = torch.tensor([0.0, 0.25, 0.5, 1.0]).view(4, 1, 1, 1)
+    x = share * REAL + (1 - share) * FAKE
+    expected = safe_sqrt(W.squared_norm(critic_gradient(F, x), x))
+    assert torch.equal(gradient_penalty(F, REAL, FAKE, epsilon=share).norm, expected)
+
+
+@pytest.mark.parametrize("make", GROUND_METRICS.values(), ids=GROUND_METRICS)
+def test_the_norm_alone_takes_flat_gradients_and_is_safe_at_zero(make):
+    ground, x = make(), REAL.clone().requires_grad_()
+    (g,) = torch.autograd.grad(F(x).sum(), x, create_graph=True)
+    expected = gradient_penalty(F, REAL, FAKE, ground, points="real").norm
+    for gradient in (g, g.flatten(1), g.contiguous(memory_format=torch.channels_last)):
+        assert_close(ground.norm(gradient, x), expected)
+        assert ground.norm(gradient, x).requires_grad
+    flat = torch.zeros(4, 192, requires_grad=True)
+    (slope,) = torch.autograd.grad(ground.norm(flat, REAL).sum(), flat)
+    assert torch.equal(slope, torch.zeros(4, 192))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda penalty, loss: 10 * penalty,
+        lambda penalty, loss: penalty * 10,
+        lambda penalty, loss: loss + penalty,
+        lambda penalty, loss: penalty + loss,
+        lambda penalty, loss: loss - penalty,
+        lambda penalty, loss: loss * penalty,
+        lambda penalty, loss: operator.iadd(loss, penalty),
+        lambda penalty, loss: sum([loss, penalty]),
+        lambda penalty, loss: penalty.backward(),
+    ],
+)
+def test_a_penalty_is_no_number(use):
+    penalty = gradient_penalty(F, REAL, FAKE)
+    with pytest.raises(TypeError, match="use penalty.loss"):
+        use(penalty, torch.ones((), requires_grad=True) * 1)
+    loss, norm = penalty
+    assert loss is penalty.loss and norm is penalty.norm
+
+
+@pytest.mark.parametrize("make", [Wasserstein.released, Wasserstein.paper, Shuffled.wasserstein], ids=str)
+@pytest.mark.parametrize("image_range", [(0, 1), (0.0, 255.0)], ids=str)
+@pytest.mark.parametrize("where", [dict(), dict(points="geodesic"), dict(pairs="matched-ground")], ids=str)
+def test_images_in_another_range_are_those_of_the_same_critic_on_rescaled_images(make, image_range, where):
+    if make == Wasserstein.paper and "pairs" in where:
+        pytest.skip("the paper's form has no embedding")
+    low, high = image_range
+    theirs = lambda y: low + (high - low) * (y + 1) / 2
+    f, where = lambda x: F(x * 2 / high), where | dict(epsilon=torch.rand(4, 1, 1, 1))
+    found = gradient_penalty(f, theirs(REAL), theirs(FAKE), make(image_range=image_range), weight=10, **where)
+    expected = gradient_penalty(lambda y: f(theirs(y)), REAL, FAKE, make(), weight=10, **where)
+    assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_images_in_zero_to_one_are_warned_of_and_with_their_range_not():
+    bright = (REAL + 1) / 2
+    ranged = Wasserstein(image_range=(0, 1))
+    calls = [
+        lambda ground: partial(gradient_penalty, F, bright, bright, ground),
+        lambda ground: partial(ground.norm, bright, bright),
+    ]
+    for call in calls:
+        for ground in (W, Shuffled(W)):
+            (message,) = warnings_of([call(ground)])
+            assert "image_range=(0, 1)" in message
+        assert not warnings_of([call(ground) for ground in (ranged, Shuffled(ranged), Euclidean())])
+    assert not warnings_of([lambda: gradient_penalty(F, REAL, bright)])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            gradient_penalty(F, bright, bright)
+    assert len(caught) == 1
+
+
+def test_images_made_in_inference_mode_can_be_penalised():
+    with torch.inference_mode():
+        real, fake = REAL.clone(), FAKE.clone()
+    for points in ("interpolated", "real", "fake"):
+        gradient_penalty(F, real, fake, points=points).loss.backward()
 
 
 def test_numbers_of_other_libraries_are_numbers():

@@ -22,7 +22,7 @@ from wwgan.data import load_images, to_float
 from wwgan.evaluation import Evaluator, frechet_distance
 from wwgan.penalty import GROUND_METRICS, Sobolev, Wasserstein
 from wwgan.runs import read_evaluations, read_metrics, run_config
-from wwgan.settings import PENALTY_WEIGHTS, PRESETS, TrainConfig, make_config, parameters_of
+from wwgan.settings import PRESETS, TrainConfig, make_config, parameters_of
 from wwgan.step import TrainState, draw_samples, fixed_random, generate
 from wwgan.training import Run, load_run, train
 
@@ -63,11 +63,18 @@ def test_defaults_are_the_released_settings():
 
 
 def test_every_ground_metric_has_a_weight_and_can_be_trained_with():
-    assert PENALTY_WEIGHTS.keys() == GROUND_METRICS.keys()
+    weights = {
+        "wasserstein": 4.0,
+        "wasserstein-paper": 10.0,
+        "wasserstein-shuffled": 4.0,
+        "euclidean": 10.0,
+        "sobolev": 10.0,
+    }
+    assert weights.keys() == GROUND_METRICS.keys()
     for name in GROUND_METRICS:
         config = make_config(penalty=name)
         mass = dict(mass=1 / 16**2) if name == "wasserstein-paper" else {}
-        assert config.weight == PENALTY_WEIGHTS[name] and config.ground() == GROUND_METRICS[name](**mass)
+        assert config.weight == weights[name] and config.ground() == GROUND_METRICS[name](**mass)
 
 
 def test_a_metric_of_ones_own_trains_by_its_name(smoke, monkeypatch):

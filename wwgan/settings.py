@@ -12,7 +12,7 @@ from .evaluation import FEATURES
 from .files import check_names, unknown_name
 from .graph import NEIGHBORHOODS
 from .networks import ARCHITECTURES
-from .penalty import GROUND_METRICS, GroundMetric
+from .penalty import GROUND_METRICS, GroundMetric, usual_weight
 from .points import PAIRS, POINTS
 
 
@@ -63,13 +63,6 @@ def read_setting(name: str, hint: Any, value: Any) -> Any:
         raise ValueError(f"{name} must be {expected}, got {value!r}") from None
 
 
-PENALTY_WEIGHTS = {
-    "wasserstein": 4.0,
-    "wasserstein-paper": 10.0,
-    "wasserstein-shuffled": 4.0,
-    "euclidean": 10.0,
-    "sobolev": 10.0,
-}
 PRECISIONS = ("float32", "bf16")
 _WASSERSTEIN = ("wasserstein", "wasserstein-paper", "wasserstein-shuffled")
 GROUND_FIELDS = {  # which ground metrics have them
@@ -189,7 +182,7 @@ class TrainConfig:
             size=size if size in family.sizes else family.sizes[0],
             width=family.width,
             latent_dim=family.latent_dim,
-            weight=PENALTY_WEIGHTS.get(self.penalty, 10.0),  # WGAN-GP's for a metric of one's own
+            weight=usual_weight(self.ground()),
         )
         for name, value in usual.items():
             if getattr(self, name) is None:

@@ -1,0 +1,227 @@
+"""What the penalty refuses and what it warns of: images, critics and arguments that would mean something else."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from math import isfinite
+from numbers import Real
+from typing import Any, NamedTuple, NoReturn
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+
+ImageRange = tuple[float, float]
+RANGE: ImageRange = (-1.0, 1.0)  # of black and white
+_RESHAPE = {
+    2: "reshape: flat images x as x.view(B, C, H, W), with lambda x: critic(x.flatten(1)) for a critic of flat ones",
+    3: "reshape: gray images (B, H, W) as x.unsqueeze(1), one image (C, H, W) as x.unsqueeze(0)",
+    5: "reshape: a video (B, T, C, H, W) as x.flatten(1, 2), frames as channels, or x.flatten(0, 1), frames as images",
+}
+
+
+def described(value: object) -> str:
+    """For messages: numbers and texts as they are, all else, which may be a network, by type."""
+    return repr(value) if isinstance(value, (str, Real, type(None))) else type(value).__name__
+
+
+def check_non_negative(**values: object) -> None:
+    """ValueError unless each is a finite number of at least 0; a tensor of one number is let pass on a GPU unseen."""
+    for name, value in values.items():
+        if isinstance(value, Tensor) and value.numel() == 1:
+            value = value.item() if value.device.type == "cpu" else 0.0
+        if not (isinstance(value, Real) and isfinite(value) and float(value) >= 0):
+            raise ValueError(f"{name} must be a finite number and not negative, got {value!r}")
+
+
+def check_image_range(image_range: Any) -> None:
+    """ValueError unless it is a pair of finite numbers, black below white."""
+    numbers = isinstance(image_range, tuple) and all(isinstance(v, Real) and isfinite(v) for v in image_range)
+    if not numbers or len(image_range) != 2 or not image_range[0] < image_range[1]:
+        raise ValueError(
+            f"image_range must be the values of black and white, such as (-1, 1) or (0, 1), got {image_range!r}"
+        )
+
+
+_looked_at: set[tuple[Any, ...]] = set()
+
+
+def _to_be_looked_at(purpose: str, x: Tensor) -> bool:
+    """On the CPU always. Elsewhere reading a value holds up the queue: once for each shape of images."""
+    if not x.numel() or x.is_meta or torch.compiler.is_compiling():
+        return False
+    if x.device.type == "cpu":
+        return True
+    if x.is_cuda and torch.cuda.is_current_stream_capturing():
+        return False
+    key = purpose, x.device, x.shape[1:]
+    first = key not in _looked_at
+    _looked_at.add(key)
+    return first
+
+
+def check_range(x: Tensor, image_range: ImageRange = RANGE) -> None:
+    """Raises ValueError for images (B, C, H, W) out of range: on a CPU always, on a GPU at the first call with a shape.
+
+    NaN passes.
+    """
+    if not _to_be_looked_at("range", x):
+        return
+    low, high = (bound.item() for bound in x.detach().aminmax())
+    slack = (image_range[1] - image_range[0]) / 2000
+    if low < image_range[0] - slack or high > image_range[1] + slack:
+        raise ValueError(
+            f"images must lie in [{image_range[0]:g}, {image_range[1]:g}], got values from {low:.4g} to {high:.4g}: "
+            + (
+                "map images in [0, 1] by 2 * x - 1, those in 0..255 by x / 127.5 - 1; a generator should end in tanh"
+                if image_range == RANGE
+                else "the ground metric's image_range says so"
+            )
+        )
+
+
+def warn_of_unit_range(x: Tensor, image_range: ImageRange | None) -> None:
+    """Images in [0, 1] lie in [-1, 1]: a batch (B, C, H, W) of which all values do is warned of, as `check_range`."""
+    if image_range != RANGE or not _to_be_looked_at("sign", x):
+        return
+    low, high = (bound.item() for bound in x.detach().aminmax())
+    if 0 <= low <= high <= 1:
+        warnings.warn(
+            "no value of this batch is below 0, and black is -1: for images in [0, 1] give the ground metric "
+            "image_range=(0, 1), such as Wasserstein.released(image_range=(0, 1))",
+            stacklevel=3,
+        )
+
+
+def promoted_images(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+    """Both images (B, C, H, W), detached, in the type of their sum. ValueError unless of one shape on one device."""
+    for name, images in (("real", real), ("fake", fake)):
+        if not isinstance(images, Tensor):
+            raise ValueError(f"{name} must be a torch.Tensor, got {described(images)}")
+    if real.dim() != 4 or real.shape != fake.shape or not len(real):
+        wrong = fake if real.dim() == 4 else real
+        raise ValueError(
+            "real and fake must have the same shape (B, C, H, W) with B >= 1, "
+            f"got {tuple(real.shape)} and {tuple(fake.shape)}"
+            + (f": {_RESHAPE[wrong.dim()]}" if wrong.dim() in _RESHAPE else "")
+        )
+    if not (real.is_floating_point() and fake.is_floating_point()):
+        raise ValueError(f"images must be of floating-point type, got {real.dtype} and {fake.dtype}")
+    if real.device != fake.device:
+        raise ValueError(f"real and fake must be on one device, got {real.device} and {fake.device}")
+    dtype = torch.promote_types(real.dtype, fake.dtype)
+    # what inference_mode made can be differentiated only as a copy
+    copies = (images.clone() if images.is_inference() else images.detach() for images in (real, fake))
+    real, fake = (images.to(dtype) for images in copies)
+    return real, fake
+
+
+def check_shares(epsilon: Tensor, images: Tensor) -> None:
+    """ValueError unless it holds one share for each of the images, (B, 1, 1, 1)."""
+    if epsilon.shape != (len(images), 1, 1, 1):
+        got = tuple(epsilon.shape)
+        raise ValueError(f"epsilon must have shape ({len(images)}, 1, 1, 1), one share for each pair, got {got}")
+
+
+def check_gradient(g: Tensor, x: Tensor) -> None:
+    """ValueError unless gradient g and images x have one shape (B, C, H, W), with pixels."""
+    if g.dim() != 4 or g.shape != x.shape or 0 in g.shape[1:]:
+        raise ValueError(
+            "critic gradient g and images x must both have shape (B, C, H, W) with pixels, "
+            f"got {tuple(g.shape)} and {tuple(x.shape)}" + (f": {_RESHAPE[x.dim()]}" if x.dim() in _RESHAPE else "")
+        )
+
+
+def check_score(score: Any, x: Tensor) -> None:
+    """ValueError unless it is a tensor with one score for each image, which can be differentiated."""
+    if not isinstance(score, Tensor):
+        raise ValueError(
+            f"the critic must return a tensor of scores, got {type(score).__name__}: "
+            "wrap it, such as lambda x: critic(x)[0]"
+        )
+    if score.shape[:1] != x.shape[:1] or score.numel() != len(x):
+        raise ValueError(
+            f"the critic must give one score for each of the {len(x)} images, got shape {tuple(score.shape)}: "
+            "average scores of patches, such as lambda x: critic(x).flatten(1).mean(1); their sum is steeper by the "
+            "number of patches"
+        )
+    if not score.requires_grad:
+        raise ValueError("the critic's score cannot be differentiated: it is detached or depends on nothing")
+
+
+def check_arguments(ground: object, weight: object, generator: object) -> None:
+    """ValueError for what is no ground metric, weight or random state, and where gradients are switched off."""
+    if weight is not None:
+        check_non_negative(weight=weight)
+    if isinstance(ground, type) or not hasattr(ground, "squared_norm"):
+        raise ValueError(f"ground must be a ground metric such as Wasserstein.released(), got {described(ground)}")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        hint = ": the network that makes images is not needed, fake is its images" * isinstance(generator, nn.Module)
+        raise ValueError(
+            f"generator must be a torch.Generator, for random numbers, or None, got {described(generator)}{hint}"
+        )
+    if not torch.is_grad_enabled():
+        mode = "inference_mode" if torch.is_inference_mode_enabled() else "no_grad"
+        raise ValueError(f"gradients are off, by torch.{mode}: the penalty would not train the critic")
+
+
+class _LossAndNorm(NamedTuple):
+    loss: Tensor
+    norm: Tensor
+
+
+class Penalty(_LossAndNorm):
+    """A gradient penalty: add its .loss to the critic's. norm: (B,), detached. loss: scalar, already weighted.
+
+    A tuple would be repeated by a factor and joined by a sum; this one raises TypeError.
+    """
+
+    def _is_no_number(self, *_: object) -> NoReturn:
+        raise TypeError("a Penalty holds a loss and norms and is no number: use penalty.loss, already times lambda")
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __neg__ = backward = _is_no_number
+
+
+_watched: "WeakSet[Any]" = WeakSet()
+
+
+def _network_behind(critic: Callable[..., Any]) -> Any:
+    """What stays when a wrapper is written anew in each update: the network if it can be seen, else the code."""
+    while isinstance(critic, partial):
+        critic = critic.func
+    critic = getattr(critic, "__self__", critic)  # of a bound method
+    for cell in getattr(critic, "__closure__", None) or ():
+        if isinstance(cell.cell_contents, nn.Module):
+            return cell.cell_contents
+    return critic if isinstance(critic, nn.Module) else getattr(critic, "__code__", type(critic))
+
+
+@contextmanager
+def batch_norm_warned_of(critic: Callable[..., Any]) -> Iterator[None]:
+    """Looks, while it lasts, at every module that runs, and warns of batch norm in training mode.
+
+    In the first evaluation of a critic only: afterwards it costs nothing.
+    """
+    network = _network_behind(critic)
+    if network in _watched or torch.compiler.is_compiling():
+        yield
+        return
+    found: list[nn.Module] = []
+
+    def look(module: nn.Module, *_: Any) -> None:
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+            found.append(module)
+
+    hook = nn.modules.module.register_module_forward_hook(look)
+    try:
+        yield
+    finally:
+        hook.remove()
+    _watched.add(network)
+    if found:
+        warnings.warn(
+            "the critic has batch norm in training mode: its score of an image depends on the others in the batch, and "
+            "the penalty is then no bound on a slope; use layer or instance norm, or none",
+            stacklevel=4,
+        )
