@@ -30,7 +30,7 @@ def files_of_the_repository() -> set[Path]:
 @pytest.mark.parametrize(
     "notebook, pictures, words",
     [
-        ("own_gan", 1, ["+from wwgan.penalty import Wasserstein, gradient_penalty", "must give one score for each"]),
+        ("own_gan", 1, ["+import wwgan.penalty as ww", "use penalty.loss", "must give one score for each"]),
         ("own_metric", 2, ["found by the search", "unknown penalty 'blurred'"]),
         ("cluster", 0, ["recorded: wgan-gp-seed1 wwgan-seed1", "| real images (200) |"]),
         ("own_data", 3, ["cannot be read as an image", "too small for size=16", "no images in", "labels [0, 0, 1, 1]"]),
@@ -66,7 +66,16 @@ def test_the_penalty_takes_three_lines():
     plain, changed = ([line for line in sources[f"{kind}-training"] if line] for kind in ("plain", "changed"))
     difference = [line for line in difflib.ndiff(plain, changed) if line[0] in "+-"]
     assert [line[0] for line in difference].count("+") == 3 and [line[0] for line in difference].count("-") == 1
-    assert not any("wwgan" in line for name in ("images-and-networks", "plain-penalty") for line in sources[name])
+    without = "images-and-networks", "plain-penalty", "to-copy"
+    assert not any("wwgan" in line or "ww." in line for name in without for line in sources[name])
+    difference = list(difflib.ndiff(sources["plain-penalty"], sources["norm-alone"]))
+    added = [line[2:].strip() for line in difference if line[0] == "+" and line[2:].strip()]
+    assert len(added) == 4 and added[-1] == "norm = ground.norm(gradient.flatten(1), x)"  # import, metric, λ, norm
+
+
+def test_the_penalty_to_copy_has_at_most_twelve_lines():
+    (copied,) = [source(cell) for cell in cells(NBS / "howto" / "own_gan.ipynb", "code") if cell["id"] == "to-copy"]
+    assert len(copied.splitlines()) <= 12
 
 
 def test_a_folder_of_ones_own_keeps_its_run(tmp_path, monkeypatch):
