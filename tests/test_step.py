@@ -173,7 +173,7 @@ class NoWaiting(TorchDispatchMode):
 @pytest.mark.parametrize("name", penalty.GROUND_METRICS)
 def test_the_steps_never_wait_for_the_device(monkeypatch, name):
     for module in (penalty, points):
-        monkeypatch.setattr(module, "check_range", lambda x: None)  # looks at values, on the CPU only
+        monkeypatch.setattr(module, "check_range", lambda *_: None)  # looks at values, on the CPU only
     config = make_config("smoke", penalty=name, ema=0.5)
     state, ground = TrainState(config, 3, torch.device("cpu")), config.ground()
     with NoWaiting():
