@@ -40,6 +40,7 @@ COMMON: dict[str, Any] = dict(
     eval_interval=500,
     eval_features="efficientnet",
     eval_samples=2000,
+    eval_real=0,  # all
 )
 SETTINGS: dict[str, dict[str, Any]] = {
     "euclidean": dict(penalty="euclidean"),
