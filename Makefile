@@ -9,7 +9,7 @@ FIGURES     := $(sort $(wildcard nbs/figures/*.ipynb))
 # Two test processes share the cores: one thread each, or they slow each other down.
 ONE_THREAD  := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help env train test tidy types test-slow site export notebooks figures pictures clean
+.PHONY: help env train test tidy types test-slow site gpu export notebooks figures pictures clean
 
 help:
 	@echo "make train      train on the embedded digits and say where the pictures are (ARGS='-p steps 100': other settings)"
@@ -21,6 +21,7 @@ help:
 	@echo "make export     modules from notebooks, notebooks cleaned"
 	@echo "make notebooks  the chapters, executed in place"
 	@echo "make pictures   nbs/images/ drawn anew (NAMES='explore figures/cost': some)"
+	@echo "make gpu        what waits for a GPU, within 25 minutes; needs torch, NumPy and IMAGES=<array file> alone"
 	@echo "make env        .venv with everything; make clean removes what was made"
 
 env: $(VENV)/.installed
@@ -73,6 +74,11 @@ figures: env
 
 pictures: env
 	$(BIN)/python nbs/_site/pictures.py $(NAMES)
+
+# Without .venv, for a machine that has a GPU, torch and NumPy: IMAGES is a file that --prepare wrote elsewhere.
+IMAGES ?= data/cifar10-train-32.npy
+gpu:
+	$(PYTHON) -m wwgan.evidence.gpu data/results/gpu --images $(IMAGES)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .hypothesis _proc _docs nbs/api
