@@ -91,6 +91,20 @@ class LeakyReLU(nn.Module):
         return _LeakyReLU.apply(x, self.slope)
 
 # %% ../nbs/method/05_networks.ipynb #batch_norm
+class _SumOverProcesses(torch.autograd.Function):
+    """Sum of a tensor over processes. Each process's loss depends on it, so the derivative is a sum as well."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _SumOverProcesses.forward(ctx, gradient)
+
+
 class BatchNorm2d(nn.BatchNorm2d):
     """As torch.nn.BatchNorm2d(channels); in training by several processes, with the statistics of their joint batch.
 
@@ -106,13 +120,11 @@ class BatchNorm2d(nn.BatchNorm2d):
         return self._joint(x) if self.training and world_size() > 1 else super().forward(x)
 
     def _joint(self, x: Tensor) -> Tensor:
-        from torch.distributed.nn.functional import all_reduce  # gradients pass through
-
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         n = x.numel() // x.shape[1] * world_size()
-        mean = all_reduce(wide.sum((0, 2, 3)), group=dist.group.WORLD) / n
+        mean = _SumOverProcesses.apply(wide.sum((0, 2, 3))) / n
         centred = wide - mean[:, None, None]
-        variance = all_reduce(centred.square().sum((0, 2, 3)), group=dist.group.WORLD) / n
+        variance = _SumOverProcesses.apply(centred.square().sum((0, 2, 3))) / n
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
