@@ -1,6 +1,5 @@
 """Image data sets as one uint8 array, prepared once, memory-mapped, and sampled on the device that trains."""
 
-import contextlib
 import hashlib
 import math
 import os
@@ -80,8 +79,7 @@ def load_images(
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise ValueError(f"size is the images' height and width in pixels, a positive int, got {size!r}")
     data_dir = _data_folder(data_dir)
-    source = find(dataset, data_dir, split)
-    return _cached(source, size, _cache_name(dataset, split, size, source), data_dir)
+    return _cached(find(dataset, data_dir, split), dataset, split, size, data_dir)
 
 
 def load_labels(dataset: str = "digits", data_dir: str | Path | None = None, split: str = "train") -> torch.Tensor:
@@ -109,47 +107,42 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # what is decoded, whatever a name en
 _GRAY_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L")
 
 
-@contextlib.contextmanager
-def _opened(picture: str | np.ndarray) -> "Iterator[Picture]":
-    """An image file, or a uint8 array (H, W) or (H, W, 3), in PIL. ValueError names the file, whatever goes wrong."""
+def _opened(picture: str | np.ndarray) -> "Picture":
+    """An image file, of which only the header is read, or a uint8 array (H, W) or (H, W, 3), in PIL."""
     from PIL import Image
 
-    if isinstance(picture, np.ndarray):
-        yield Image.fromarray(picture)
-        return
-    try:
-        with Image.open(picture, formats=_FORMATS) as image:
-            yield image
-    except Exception as e:  # also for far too many pixels
-        raise ValueError(f"{picture} cannot be read as an image ({e}): replace it or remove it") from e
+    return Image.fromarray(picture) if isinstance(picture, np.ndarray) else Image.open(picture, formats=_FORMATS)
 
 
 def _is_gray(picture: str | np.ndarray) -> bool:
-    """Whether a picture has one channel; of a file only the header is read. True for one that is refused later."""
+    """Whether a picture has one channel. True for one that is refused later."""
     try:
         with _opened(picture) as image:
             return image.mode in _GRAY_MODES
-    except ValueError:
+    except Exception:  # of many kinds
         return True
 
 
 def _square(picture: str | np.ndarray, size: int, channels: int, enlarge: bool) -> np.ndarray:
     """The largest centred square of a picture, upright, without palette and alpha: uint8 (channels, size, size).
 
-    16-bit gray is scaled to 8 bits. ValueError if the square would have to be enlarged.
+    16-bit gray is scaled to 8 bits. ValueError names a file that cannot be read, or that would have to be enlarged.
     """
     from PIL import Image, ImageOps
 
-    with _opened(picture) as file:
-        image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I"):
-            image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-        elif "transparency" in image.info:
-            image = image.convert("RGBA")
-        image = image.convert("L" if channels == 1 else "RGB")
+    name = "an image" if isinstance(picture, np.ndarray) else picture
+    try:
+        with _opened(picture) as file:
+            image = ImageOps.exif_transpose(file)
+            if image.mode.startswith("I"):
+                image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+            elif "transparency" in image.info:
+                image = image.convert("RGBA")
+            image = image.convert("L" if channels == 1 else "RGB")
+    except Exception as e:  # of many kinds, also for far too many pixels
+        raise ValueError(f"{name} cannot be read as an image ({e}): replace it or remove it") from e
     side = min(image.size)
     if side < size and not enlarge:
-        name = "an image" if isinstance(picture, np.ndarray) else picture
         raise ValueError(
             f"{name} is {image.width}x{image.height} pixels (width x height), too small for size={size}: "
             f"remove it or ask for a size of at most {side}"
@@ -165,18 +158,14 @@ _BLOCK = 1024  # pictures in memory while they are decoded
 _CACHE_FORMAT = 2  # part of the fingerprint: raise it when the array made from the same files changes
 
 
-def _cache_name(dataset: str, split: str, size: int, source: Source) -> str:
-    """The file name of a prepared array, for example cifar10-train-32-<fingerprint of its files>.npy."""
-    kind, path = parse(dataset)
-    fingerprint = hashlib.sha256(repr((_CACHE_FORMAT, kind, split, size, source.files)).encode()).hexdigest()[:16]
-    label = re.sub(r"[^\w.-]+", "_", Path(path).name or kind)[:40]
-    return f"{label}-{split}-{size}-{fingerprint}.npy"
-
-
-def _cached(source: Source, size: int, name: str, data_dir: Path) -> torch.Tensor:
+def _cached(source: Source, dataset: str, split: str, size: int, data_dir: Path) -> torch.Tensor:
     """The array of a source: in the data folder or the user's cache, else prepared in the first that can be written."""
     from filelock import FileLock
 
+    kind, path = parse(dataset)
+    fingerprint = hashlib.sha256(repr((_CACHE_FORMAT, kind, split, size, source.files)).encode()).hexdigest()[:16]
+    label = re.sub(r"[^\w.-]+", "_", Path(path).name or kind)[:40]
+    name = f"{label}-{split}-{size}-{fingerprint}.npy"
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # unchanged for an account without home
     folders = [data_dir / "cache"] + [Path(home, "wwgan")] * os.path.isabs(home)
     for folder in folders:
