@@ -31,11 +31,12 @@ def compare(graph, dtype, layout, normalized, l2, offset, channels=3):
 
 
 balls = [("von_neumann", 2), ("moore", 1), ("moore", 3), ("von_neumann", 0)]
-for k, (dtype, ball, layout, normalized) in enumerate(itertools.product(TYPES, balls, LAYOUTS, (False, True))):
+forms = [*itertools.product(LAYOUTS, (False, True))]  # each with every type
+for k, (dtype, (n, ball)) in enumerate(itertools.product(TYPES, enumerate(balls))):
     graph = PixelGraph(5, 7, *ball, weight=lambda dy, dx: 1 / (dy**2 + dx**2))
-    compare(graph, dtype, layout, normalized, 0.7, (0.0, 1.0)[k % 2])
+    compare(graph, dtype, *forms[(n + k // 4) % 4], 0.7, (0.0, 1.0)[k % 2])
 for layout in LAYOUTS:  # more than one block for each image
-    compare(PixelGraph(40, 30), torch.float32, layout, True, 0.3, 1.0)
+    compare(PixelGraph(40, 30, radius=1), torch.float32, layout, True, 0.3, 1.0)
 for line in (PixelGraph(1, 9), PixelGraph(9, 1)):
     compare(line, torch.float64, "contiguous", False, 0.0, 0.0, channels=1)
 x, g = torch.rand(2, 2, 3, 5, 7).unbind()

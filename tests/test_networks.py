@@ -15,7 +15,6 @@ from wwgan.networks import (
     LeakyReLU,
     ResNetCritic,
     ResNetGenerator,
-    initialize_dcgan,
     make_networks,
 )
 
@@ -31,17 +30,6 @@ def critic_and_images(architecture, batch=3):
     """A small float64 critic and a batch for it."""
     critic = make_networks(architecture, 32, width=8)[1].double()
     return critic, torch.rand(batch, 3, 32, 32, dtype=torch.float64) * 2 - 1
-
-
-@families
-def test_images_stay_in_range_for_any_weights(architecture):
-    generator, _ = make_networks(architecture, 32, width=8)
-    z = torch.randn(4, generator.latent_dim)
-    assert 0 < generator(z).abs().max() < 1
-    with torch.no_grad():
-        for p in generator.parameters():
-            p.mul_(50)
-    assert 0.9 < generator(z).abs().max() <= 1
 
 
 def convolutions(module):
@@ -75,13 +63,6 @@ def test_resnet_generator_is_the_published_sequence():
     assert_close(generator(z), torch.tanh(generator.net[-2](activate(expected))))
 
 
-def test_defaults_have_the_published_parameter_counts():
-    """DCGAN: PyTorch's tutorial, the critic less its batch norm; ResNet: Gulrajani et al. 2017, appendix F."""
-    published = dict(dcgan=(64, [3_576_704, 2_765_568 - 1_792]), resnet=(32, [1_204_483, 1_053_825]))
-    for name, (size, counts) in published.items():
-        assert [sum(p.numel() for p in network.parameters()) for network in make_networks(name, size)] == counts
-
-
 def test_dcgan_initial_batch_norm():
     """The convolutions' weights are checked in 05_networks."""
     norms = [m for m in DCGANGenerator(64).modules() if isinstance(m, nn.BatchNorm2d)]
@@ -89,14 +70,6 @@ def test_dcgan_initial_batch_norm():
     assert abs(scale.mean() - 1) < 3 * 0.02 / scale.numel() ** 0.5
     assert abs(scale.std() - 0.02) < 3 * 0.02 / (2 * scale.numel()) ** 0.5
     assert all(m.bias.eq(0).all() for m in norms)
-
-
-def test_initialize_dcgan_zeroes_biases_and_leaves_other_layers_alone():
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 4))
-    linear = net[1].weight.clone()
-    initialize_dcgan(net)
-    assert net[0].bias.eq(0).all()
-    assert_close(net[1].weight, linear, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("network", [ResNetGenerator, ResNetCritic])
@@ -112,17 +85,6 @@ def test_resnet_initial_weights(network):
         assert layer.weight.abs().max() <= sigma * 3**0.5 * (1 + 1e-6), name
         assert abs(layer.weight.std() - sigma) < 4 * sigma * (0.2 / layer.weight.numel()) ** 0.5, name
         assert layer.bias.eq(0).all(), name
-
-
-@families
-def test_gradient_is_right(architecture):
-    critic, x = critic_and_images(architecture, batch=1)
-    x.requires_grad_()
-    direction = torch.randn_like(x)
-    (g,) = torch.autograd.grad(critic(x).sum(), x)
-    eps = 1e-7
-    difference = (critic(x + eps * direction) - critic(x - eps * direction)) / (2 * eps)
-    assert_close((g * direction).sum(), difference.sum(), rtol=1e-4, atol=1e-9)
 
 
 @families
@@ -172,8 +134,6 @@ def test_works_under_torch_func(architecture):
 def test_bad_settings_are_refused(args, message):
     with pytest.raises(ValueError, match=message):
         make_networks(*args)
-    with pytest.raises(ValueError, match="at least 0, got -0.1"):
-        LeakyReLU(-0.1)
 
 
 @families

@@ -247,7 +247,6 @@ F, REAL, FAKE, W = critic(), images(4, 3, 8, 8), images(4, 3, 8, 8, seed=1), Was
     [
         (lambda: gradient_penalty(F, REAL, FAKE[:2], W), ("(4, 3, 8, 8)", "(2, 3, 8, 8)")),
         (lambda: gradient_penalty(F, REAL[0], FAKE[0], W), ("(B, C, H, W)", "(3, 8, 8)")),
-        (lambda: gradient_penalty(F, REAL[:0], FAKE[:0], W), ("B >= 1",)),
         (lambda: gradient_penalty(F, 127 * REAL + 127, 127 * FAKE + 127, W), ("[-1, 1]",)),
         (lambda: gradient_penalty(F, REAL, FAKE, W, weight=-1), ("weight", "-1")),
         (lambda: gradient_penalty(F, REAL, FAKE, W, weight=float("nan")), ("weight", "nan")),

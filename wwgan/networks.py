@@ -8,15 +8,14 @@ __all__ = ['DCGAN_SIZES', 'RESNET_SIZE', 'ARCHITECTURES', 'initialize_dcgan', 'L
 
 # %% ../nbs/method/05_networks.ipynb #imports
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu
-from torch.nn.init import normal_, xavier_uniform_, zeros_
+from torch.nn.init import normal_, xavier_uniform_
 
 from .distributed import world_size
 from .files import unknown_name
@@ -40,20 +39,13 @@ def _dcgan_widths(size: int, width: int) -> list[int]:
 
 # %% ../nbs/method/05_networks.ipynb #initialize_dcgan
 def initialize_dcgan(module: nn.Module) -> None:
-    """Initialise `module` and all within it as DCGAN does (Radford et al. 2016; the PyTorch example).
+    """Initialise the layers of a network as DCGAN does (Radford et al. 2016; the PyTorch example).
 
-    Convolution weights are normal with mean 0, batch norm weights with mean 1, both with standard deviation 0.02;
-    biases are 0.
+    Convolutions without bias get normal weights of mean 0, batch norms of mean 1, both of standard deviation 0.02.
     """
     for layer in module.modules():
-        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
-            normal_(layer.weight, 0.0, 0.02)
-        elif isinstance(layer, nn.BatchNorm2d):
-            normal_(layer.weight, 1.0, 0.02)
-        else:
-            continue
-        if layer.bias is not None:
-            zeros_(layer.bias)
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d)):
+            normal_(layer.weight, float(isinstance(layer, nn.BatchNorm2d)), 0.02)
 
 # %% ../nbs/method/05_networks.ipynb #leaky_relu
 class _LeakyReLU(torch.autograd.Function):
@@ -86,22 +78,17 @@ class _LeakyReLU(torch.autograd.Function):
 class LeakyReLU(nn.Module):
     """x where x > 0, slope * x elsewhere, any shape; as torch.nn.LeakyReLU, but cheaper to differentiate twice.
 
-    slope: at least 0; ValueError otherwise. Slope 0 is ReLU.
+    slope: at least 0; 0 is ReLU.
     """
 
     def __init__(self, slope: float):
         super().__init__()
-        if not slope >= 0:
-            raise ValueError(f"slope must be at least 0, got {slope!r}")
         self.slope = float(slope)
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
             return torch.where(x > 0, x, self.slope * x)
         return _LeakyReLU.apply(x, self.slope)
-
-    def extra_repr(self) -> str:
-        return f"{self.slope}"
 
 # %% ../nbs/method/05_networks.ipynb #batch_norm
 class _SumOverProcesses(torch.autograd.Function):
@@ -196,8 +183,7 @@ RESNET_SIZE = 32
 def _glorot(layer: nn.Conv2d | nn.Linear, gain: float = 1.0) -> nn.Module:
     """Uniform weights of variance 2 gain^2 / (fan in + fan out), biases 0."""
     xavier_uniform_(layer.weight, gain)
-    if layer.bias is not None:
-        zeros_(layer.bias)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]  # each has one
     return layer
 
 
@@ -279,25 +265,20 @@ class ResNetCritic(nn.Module):
         return self.net(x).flatten()
 
 # %% ../nbs/method/05_networks.ipynb #architecture
-@dataclass(frozen=True)
-class Architecture:
+class Architecture(NamedTuple):
     """A family of networks: what it supports, its published settings, and how to build it."""
 
-    sizes: tuple[int, ...]  # image sizes it can be built for, pixels
-    width: int  # published width, channels
-    latent_dim: int  # published latent dimension
-    generator: Callable[[int, int, int, int], nn.Module]  # (size, channels, latent_dim, width)
-    critic: Callable[[int, int, int], nn.Module]  # (size, channels, width)
+    sizes: tuple[int, ...]  # pixels
+    width: int  # published, channels
+    latent_dim: int  # published
+    generator: Callable[..., nn.Module]  # of size, channels, latent_dim, width
+    critic: Callable[..., nn.Module]  # of size, channels, width
 
 
 ARCHITECTURES = {
-    "dcgan": Architecture(DCGAN_SIZES, width=64, latent_dim=100, generator=DCGANGenerator, critic=DCGANCritic),
+    "dcgan": Architecture(DCGAN_SIZES, 64, 100, DCGANGenerator, DCGANCritic),
     "resnet": Architecture(
-        (RESNET_SIZE,),
-        width=128,
-        latent_dim=128,
-        generator=lambda size, *others: ResNetGenerator(*others),
-        critic=lambda size, *others: ResNetCritic(*others),
+        (RESNET_SIZE,), 128, 128, lambda size, *more: ResNetGenerator(*more), lambda size, *more: ResNetCritic(*more)
     ),
 }
 

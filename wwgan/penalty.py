@@ -53,7 +53,7 @@ class HasNorm:
         In the place of g.norm(2, dim=1); its derivative is 0, not NaN, where the gradient is 0.
         """
         warn_of_unit_range(x, getattr(self, "image_range", None))
-        flat = x.dim() == 4 and g.shape == (len(x), x[0].numel())
+        flat = x.dim() == 4 and g.shape == (len(x), x.shape[1:].numel())
         return safe_sqrt(self.squared_norm(g.reshape(x.shape) if flat else g, x))
 
 
@@ -211,7 +211,9 @@ def _sobolev_weights(
     height: int, width: int, order: float, length: float, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     with torch.inference_mode(False):  # the result is kept for later calls, also for training
-        fy, fx = (2 * torch.pi * length * torch.fft.fftfreq(m, dtype=torch.float64) for m in (height, width))
+        fy, fx = (
+            2 * torch.pi * length * torch.fft.fftfreq(m, dtype=torch.float64, device="cpu") for m in (height, width)
+        )
         return (1 + fy[:, None].square() + fx.square()).pow(-order).to(device, dtype)
 
 
@@ -238,20 +240,21 @@ class Sobolev(HasNorm):
         check_gradient(g, x)
         g = _at_least_float32(g)
         weights = _sobolev_weights(*g.shape[-2:], self.order, self.length, g.dtype, g.device)
-        spectrum = torch.fft.fft2(g, norm="ortho")
+        spectrum = torch.fft.fft2(g, norm="ortho") if len(g) else g + 0j  # of no image PyTorch has none on CPUs
         return (weights * (spectrum.real.square() + spectrum.imag.square())).flatten(1).sum(1)
 
     def embedding(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) -> (B, N), whose Euclidean distance is that of the images in this metric."""
         x = _at_least_float32(x)
         weights = _sobolev_weights(*x.shape[-2:], self.order, self.length, x.dtype, x.device)
-        return torch.view_as_real(torch.fft.fft2(x, norm="ortho") * weights.rsqrt()).flatten(1)
+        spectrum = torch.fft.fft2(x, norm="ortho") if len(x) else x + 0j
+        return torch.view_as_real(spectrum * weights.rsqrt()).flatten(1)
 
 # %% ../nbs/theory/03_penalty.ipynb #shuffled
 @remembered
 def _pixel_order(n: int, seed: int, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # the result is kept for later calls, also for training
-        return torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(device)
+        return torch.randperm(n, generator=torch.Generator().manual_seed(seed), device="cpu").to(device)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from .evaluation import FEATURES, main_score
 from .runs import best_evaluation, is_finite
@@ -10,13 +10,11 @@ from .runs import best_evaluation, is_finite
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_Item = TypeVar("_Item")
 CURVES = {
     "E f(real) - E f(fake)": ("distance",),
     "loss": ("critic_loss", "generator_loss", "penalty"),
     "mean norm of the gradient": ("norm_euclidean", "norm_wasserstein", "norm"),
 }
-_STYLES = ("k-", "k--", "0.6")
 
 
 def _figure(width: float, height: float) -> "Figure":
@@ -33,10 +31,9 @@ def plot_metrics(history: Sequence[Mapping[str, float]]) -> "Figure":
     """
     figure = _figure(12, 3)
     for ax, (label, names) in zip(figure.subplots(1, len(CURVES)), CURVES.items()):
-        for name, style in zip(names, _STYLES):
-            lines = [line for line in history if is_finite(line.get(name))]
-            if lines:
-                ax.plot([line["step"] for line in lines], [line[name] for line in lines], style, lw=1, label=name)
+        for name, style in zip(names, ("k-", "k--", "0.6")):
+            if points := [(line["step"], line[name]) for line in history if is_finite(line.get(name))]:
+                ax.plot(*zip(*points), style, lw=1, label=name)
                 ax.legend(fontsize=8)
         ax.set(xlabel="generator updates", ylabel=label)
         ax.xaxis.get_major_locator().set_params(integer=True)
@@ -49,14 +46,13 @@ def plot_evaluations(evaluations: Sequence[Mapping[str, Any]]) -> "Figure":
     ax = figure.subplots()
     ax.plot([line["step"] for line in evaluations], [main_score(line) for line in evaluations], "ko-", ms=4)
     ax.axhline(main_score({**evaluations[0], "scores": evaluations[0]["floor"]}), color="0.5", ls="--")
-    best = best_evaluation(evaluations)
-    features = best["protocol"]["features"]
+    best, features = best_evaluation(evaluations), evaluations[0]["protocol"]["features"]
     title = f"best {main_score(best):.4g} after {best['step']:,}, {features} features"
     ax.set(xlabel="generator updates", ylabel=FEATURES[features].frechet, title=title)
     return figure
 
 
-def evenly(items: Sequence[_Item], most: int = 6) -> list[_Item]:
+def evenly(items: Sequence[Any], most: int = 6) -> list[Any]:
     """At most so many of them, spread evenly, the first and the last among them."""
     count = min(most, len(items))
     return [items[round(k * (len(items) - 1) / max(count - 1, 1))] for k in range(count)]

@@ -6,6 +6,7 @@ import stat
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,22 +22,20 @@ class Dataset(NamedTuple):
     torchvision: str = ""  # torchvision's class, which downloads it and, unless it comes as image files, reads it
     server: str = ""  # from where
     places: tuple[str, ...] = ()  # what is looked for in <data_dir>/<name> and in data_dir; the last is torchvision's
-    classes: str = "targets"  # where torchvision's class has them; "labels": its splits have names, too
     padded_from: int | None = None  # pixels of its images, to which a black frame is added
-    debian: str = ""  # the folder in which Debian's package dataset-* has it
 
 
 _FASHION = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
-_DEBIAN = "/usr/share/datasets/fashion-mnist"
+SYSTEM = "/usr/share/datasets"  # where Debian's packages dataset-* put those of MNIST's format
 DATASETS = {
     "digits": Dataset(16),  # comes with scikit-learn
-    "mnist": Dataset(32, "MNIST", "https://ossci-datasets.s3.amazonaws.com", ("MNIST/raw",), padded_from=28),
-    "fashion_mnist": Dataset(32, "FashionMNIST", _FASHION, ("FashionMNIST/raw",), "targets", 28, _DEBIAN),
-    "kmnist": Dataset(32, "KMNIST", "http://codh.rois.ac.jp", ("KMNIST/raw",), padded_from=28),
-    "svhn": Dataset(32, "SVHN", "http://ufldl.stanford.edu", ("{split}_32x32.mat",), "labels"),
-    "stl10": Dataset(64, "STL10", "http://ai.stanford.edu", ("stl10_binary",), "labels"),
+    "mnist": Dataset(32, "MNIST", "https://ossci-datasets.s3.amazonaws.com", ("MNIST/raw",), 28),
+    "fashion_mnist": Dataset(32, "FashionMNIST", _FASHION, ("FashionMNIST/raw",), 28),
+    "kmnist": Dataset(32, "KMNIST", "http://codh.rois.ac.jp", ("KMNIST/raw",), 28),
+    "svhn": Dataset(32, "SVHN", "http://ufldl.stanford.edu", ("{split}_32x32.mat",)),
+    "stl10": Dataset(64, "STL10", "http://ai.stanford.edu", ("stl10_binary",)),
     "cifar10": Dataset(32, "CIFAR10", "https://www.cs.toronto.edu", ("{split}/<class>/*.jpg", "cifar-10-batches-py")),
-    "celeba": Dataset(64, "CelebA", "https://drive.google.com", ("*.jpg", "img_align_celeba/*.jpg"), "labels"),
+    "celeba": Dataset(64, "CelebA", "https://drive.google.com", ("*.jpg", "img_align_celeba/*.jpg")),
     "folder": Dataset(64),  # any folder of images, given by its path
 }
 SPLITS = ("train", "test")
@@ -51,7 +50,6 @@ class Source(NamedTuple):
 
     files: tuple[tuple[str, int, int, int], ...]  # path, bytes, mtime and ctime in ns of every file it comes from
     read: Callable[[], tuple[Pictures, Labels]]
-    channels: int | None = None  # 1 or 3; None: gray if every picture is gray
     enlarge: bool = False  # whether pictures smaller than the size asked for may be enlarged
 
 
@@ -75,13 +73,7 @@ def find(dataset: str, data_dir: Path, split: str) -> Source:
         return _find_folder(Path(path).expanduser().absolute(), split)
     if kind == "digits":
         return Source((), partial(_read_digits, split), enlarge=True)
-    source = _locate(kind, data_dir, split)
-    if source is None:
-        _download(kind, data_dir, split)
-        source = _locate(kind, data_dir, split)
-    if source is None:
-        raise FileNotFoundError(f"no images in {data_dir / kind}: the download of {kind} brought none")
-    return source
+    return _locate(kind, data_dir, split) or _downloaded(kind, data_dir, split)
 
 
 def _locate(name: str, data_dir: Path, split: str) -> Source | None:
@@ -90,12 +82,12 @@ def _locate(name: str, data_dir: Path, split: str) -> Source | None:
     for root in roots:
         if name == "celeba" and (source := _find_celeba(root, split)):
             return source
-        if name == "cifar10" and any(f.is_dir() for s in SPLITS for f in (root / s).glob("*")):
-            return _split_folder(root, split, channels=3)
+        if name == "cifar10" and any(entry.is_dir() for s in _splits(root) for entry in (root / s).iterdir()):
+            return _split_folder(root, split)
     for root in roots if name != "celeba" else ():
         if (place := root / about.places[-1].format(split=split)).exists():
             return _arrays(place, about, partial(_read_torchvision, name, root, split))
-    if about.debian and (place := Path(about.debian)).is_dir():
+    if about.padded_from and (place := Path(SYSTEM, name.replace("_", "-"))).is_dir():
         return _arrays(place, about, partial(_read_debian, place, split))
     return None
 
@@ -103,11 +95,10 @@ def _locate(name: str, data_dir: Path, split: str) -> Source | None:
 # ---- folders of images
 
 
-def _walk(folder: Path, deep: bool = True) -> list[str]:
-    """The image files in `folder`, and if `deep` in the folders below it, sorted. OSError for an unreadable folder.
+def _walk(folder: Path) -> list[str]:
+    """The image files in `folder` and below, sorted. OSError for an unreadable folder.
 
-    Follows links, enters each folder once, skips hidden names, and skips the samples that a run drew: a run whose
-    folder lies among the pictures does not change them.
+    Follows links, enters each folder once, skips hidden names and the samples of a run that lies among the pictures.
     """
 
     def refuse(error: OSError) -> None:
@@ -115,14 +106,14 @@ def _walk(folder: Path, deep: bool = True) -> list[str]:
 
     found, seen = [], set()
     for where, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        real = os.path.realpath(where)
-        of_a_run = "config.json" in names and "checkpoints" in folders
-        visible = [f for f in folders if not f.startswith(".") and not (of_a_run and f == "samples")]
-        folders[:] = sorted(visible) if deep and real not in seen else []
-        if real not in seen:
-            pictures = [n for n in names if n.lower().endswith(IMAGE_FILES) and not n.startswith(".")]
-            found += [os.path.join(where, name) for name in pictures]
+        if (real := os.path.realpath(where)) in seen:
+            folders.clear()
+            continue
         seen.add(real)
+        pictures = (n for n in names if n.lower().endswith(IMAGE_FILES) and not n.startswith("."))
+        found += [os.path.join(where, name) for name in pictures]
+        of_a_run = "config.json" in names and "checkpoints" in folders
+        folders[:] = sorted(f for f in folders if not f.startswith(".") and not (of_a_run and f == "samples"))
     return sorted(found)
 
 
@@ -135,11 +126,11 @@ def _stamps(paths: Sequence[str]) -> tuple[tuple[str, int, int, int], ...]:
     return tuple((path, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for path, s in found)
 
 
-def _image_files(folder: Path, paths: list[str], channels: int | None) -> Source:
+def _image_files(folder: Path, paths: list[str]) -> Source:
     """The source made of these image files in `folder`. FileNotFoundError if there are none."""
     if not paths:
         raise FileNotFoundError(f"no images in {folder} or below: expected files ending in {', '.join(IMAGE_FILES)}")
-    return Source(_stamps(paths), lambda: (paths, _classes(folder, paths)), channels)
+    return Source(_stamps(paths), lambda: (paths, _classes(folder, paths)))
 
 
 def _classes(folder: Path, paths: list[str]) -> list[int] | None:
@@ -149,61 +140,49 @@ def _classes(folder: Path, paths: list[str]) -> list[int] | None:
     return [numbers[part[0]] for part in parts] if min(map(len, parts)) > 1 else None
 
 
-def _split_folder(root: Path, split: str, channels: int | None, paths: list[str] | None = None) -> Source:
-    """`root`/train and `root`/test are the splits if there is either, else all images, or `paths`, are for training."""
-    if (root / split).is_dir():
-        return _image_files(root / split, _walk(root / split), channels)
-    if any((root / s).is_dir() for s in SPLITS):
-        other = "test" if split == "train" else "train"
-        raise FileNotFoundError(f"no {split} images: {root} has no folder {split}/ beside {other}/")
-    if split != "train":
+def _splits(root: Path) -> list[str]:
+    return [split for split in SPLITS if (root / split).is_dir()]
+
+
+def _split_folder(root: Path, split: str) -> Source:
+    """`root`/train and `root`/test are the splits if there is either, else all images are for training."""
+    if split not in (_splits(root) or ["train"]):
         raise FileNotFoundError(
-            f"no {split} images: {root} has no folders train/ and test/, so all of its images are for training; "
-            "use split='train', or sort them into these two folders"
+            f"no {split} images: {root} has no folder {split}/; without train/ and test/ all images are for training"
         )
-    return _image_files(root, _walk(root) if paths is None else paths, channels)
+    folder = root / split if _splits(root) else root
+    return _image_files(folder, _walk(folder))
 
 
 def _find_folder(root: Path, split: str) -> Source:
     if not root.is_dir():
-        found = "it is a file" if root.exists() else "relative paths start at the working directory"
-        error = ValueError if root.exists() else FileNotFoundError
-        raise error(f"no folder {root}: folder:<path> expects a folder of images, {found}")
-    if any((root / s).is_dir() for s in SPLITS):
-        others = sorted(f for f in root.iterdir() if f.name not in (*SPLITS, "val"))
-        if beside := [f.name for f in others if (_walk(f) if f.is_dir() else f.suffix.lower() in IMAGE_FILES)]:
-            raise ValueError(
-                f"{root} has images in {', '.join(beside[:3])} beside train/ or test/: is this a split or a class? "
-                "Use a folder with nothing but train/ and test/, or rename the class"
-            )
-    return _split_folder(root, split, channels=None)
+        raise FileNotFoundError(
+            f"no folder {root}: folder:<path> expects a folder of images, relative to the working directory"
+        )
+    others = (f for f in root.iterdir() if f.is_dir() and f.name not in (*SPLITS, "val"))
+    if _splits(root) and (beside := sorted(f.name for f in others if _walk(f))):
+        raise ValueError(
+            f"{root} has images in {', '.join(beside[:3])} beside train/ or test/: is this a split or a class? "
+            "Use a folder with nothing but train/ and test/, or rename the class"
+        )
+    return _split_folder(root, split)
 
 
 def _find_celeba(root: Path, split: str) -> Source | None:
     """The aligned images in `root`/img_align_celeba or in `root` itself; CelebA's list says which are of the split."""
-    images, partition = root / "img_align_celeba", root / "list_eval_partition.txt"
-    deep = images.is_dir()
-    images = images if deep else root
-    if partition.is_file() and (paths := _walk(images)):
-        names = _partition(partition, split)
-        return _image_files(images, [path for path in paths if os.path.basename(path) in names], channels=3)
-    paths, splits = _walk(images, deep), any((images / s).is_dir() for s in SPLITS)
-    if not (deep or splits or paths):
+    folder, listed = root / "img_align_celeba", root / "list_eval_partition.txt"
+    if not folder.is_dir() and not any(root.glob("*.jpg")):
         return None
-    if split != "train" and not splits:
-        raise FileNotFoundError(
-            f"no {split} images: the splits of {images} are not known without {partition}; "
-            "add that file (it comes with CelebA), or use split='train', which then has all images"
-        )
-    return _split_folder(images, split, 3, paths)
-
-
-def _partition(path: Path, split: str) -> set[str]:
-    """The names of the images that list_eval_partition.txt, lines of `name number`, gives to a split."""
-    pairs = [line.split() for line in path.read_text(errors="replace").splitlines() if line.strip()]
-    if any(len(p) != 2 or p[1] not in "012" for p in pairs):
-        raise ValueError(f"{path} expects lines like '000001.jpg 0', with 0, 1 or 2 for train, validation or test")
-    return {name for name, part in pairs if part == ("0" if split == "train" else "2")}
+    folder, paths = (folder, _walk(folder)) if folder.is_dir() else (root, sorted(map(str, root.glob("*.jpg"))))
+    if listed.is_file():
+        lines = [line.split() for line in listed.read_text(errors="replace").splitlines()]
+        names = {line[0] for line in lines if line[1:] == ["0" if split == "train" else "2"]}
+        paths = [path for path in paths if os.path.basename(path) in names]
+        if not paths:
+            raise ValueError(f"{listed} names no {split} image of {folder}, expected lines like '000001.jpg 0'")
+    elif split != "train":
+        raise FileNotFoundError(f"no {split} images without {listed}, which says which they are: all are for training")
+    return _image_files(folder, paths)
 
 
 # ---- data sets that are arrays
@@ -230,9 +209,9 @@ def _torchvision(name: str, root: Path, split: str, download: bool = False) -> A
     """A split as torchvision's own class, which checks and reads the files in `root`, or first downloads them there."""
     import torchvision
 
-    about = DATASETS[name]
-    which = dict(split=split) if about.classes == "labels" else dict(train=split == "train")
-    return getattr(torchvision.datasets, about.torchvision)(root, **which, download=download)
+    kind = getattr(torchvision.datasets, DATASETS[name].torchvision)
+    which = dict(split=split) if "split" in signature(kind).parameters else dict(train=split == "train")
+    return kind(root, **which, download=download)
 
 
 def _read_torchvision(name: str, root: Path, split: str) -> tuple[np.ndarray, Labels]:
@@ -240,7 +219,7 @@ def _read_torchvision(name: str, root: Path, split: str) -> tuple[np.ndarray, La
     pictures = np.asarray(found.data)
     if pictures.shape[1] == 3:  # channels first
         pictures = pictures.transpose(0, 2, 3, 1)
-    return pictures, np.asarray(getattr(found, DATASETS[name].classes))
+    return pictures, np.asarray(found.labels if hasattr(found, "labels") else found.targets)
 
 
 def _read_debian(folder: Path, split: str) -> tuple[np.ndarray, Labels]:
@@ -260,11 +239,8 @@ def _read_digits(split: str) -> tuple[np.ndarray, Labels]:
     return np.rint(digits.images[part] * (255 / 16)).astype(np.uint8), digits.target[part]
 
 
-def _download(name: str, data_dir: Path, split: str) -> None:
-    """Download into <data_dir>/<name>, by way of a temporary folder. A failure leaves nothing behind.
-
-    FileNotFoundError with what was looked for, what went wrong and what to do.
-    """
+def _downloaded(name: str, data_dir: Path, split: str) -> Source:
+    """What was downloaded into <data_dir>/<name>, by way of a temporary folder: a failure leaves nothing behind."""
     about, target = DATASETS[name], data_dir / name
     home = next(folder for folder in target.parents if folder.exists())  # nothing else is made before there are images
     try:
@@ -277,11 +253,14 @@ def _download(name: str, data_dir: Path, split: str) -> None:
             for item in sorted(made.iterdir(), key=Path.is_dir):  # files first: a folder of images makes it complete
                 if item.suffix not in (".gz", ".zip") and not (target / item.name).exists():
                     os.replace(item, target / item.name)
+        if source := _locate(name, data_dir, split):
+            return source
+        raise OSError("it brought no images")
     except Exception as e:
         places = [root / place.format(split=split) for place in about.places for root in (target, data_dir)]
+        places += [Path(SYSTEM, name.replace("_", "-"))] if about.padded_from else []
         raise FileNotFoundError(
-            f"{name} is not on disk and cannot be downloaded. "
-            f"Looked for: {'; '.join(filter(None, [*map(str, places), about.debian]))}. "
+            f"{name} is not on disk and cannot be downloaded. Looked for: {'; '.join(map(str, places))}. "
             f"Download from {about.server} failed: {e}. Put it into one of these places by hand, "
             "or pass the data_dir that holds it."
         ) from e
