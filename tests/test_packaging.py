@@ -30,8 +30,9 @@ ORDER = [
     *"files distributed checks graph sweep metric remembered points penalty".split(),
     *"sources data networks step evaluation settings".split(),
     *"checkpoints provenance runs plots report stopping training cli".split(),
-    *"evidence.perturbation evidence.probe evidence.statistics evidence.baselines evidence.cost evidence.study".split(),
-    *"evidence.records evidence.figures evidence.claims evidence.length".split(),
+    *"evidence.perturbation evidence.attack evidence.probe evidence.statistics evidence.baselines".split(),
+    *"evidence.cost evidence.gpu evidence.study evidence.records evidence.figures evidence.claims".split(),
+    "evidence.length",
 ]
 CORE = "graph sweep checks remembered points penalty"  # torch alone runs them, and metric but for some functions
 
