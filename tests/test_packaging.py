@@ -31,8 +31,7 @@ ORDER = [
     *"sources data networks step evaluation settings".split(),
     *"checkpoints provenance runs plots report stopping training cli".split(),
     *"evidence.perturbation evidence.attack evidence.probe evidence.statistics evidence.baselines".split(),
-    *"evidence.cost evidence.gpu evidence.study evidence.records evidence.figures evidence.claims".split(),
-    "evidence.length",
+    *"evidence.cost evidence.gpu evidence.study evidence.records evidence.figures evidence.length".split(),
 ]
 CORE = "graph sweep checks remembered points penalty"  # torch alone runs them, and metric but for some functions
 
