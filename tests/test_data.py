@@ -163,17 +163,17 @@ def test_bad_picture_is_named_and_leaves_nothing(folder, tmp_path, monkeypatch, 
 
 def test_bad_files_are_named_together(folder):
     root, load = folder
-    small, broken, good = (8, 10, 11, 13, 14, 16, 17, 19), (0, 3, 21, 22), (6, 9, 12, 15, 18)
-    for k in (*small, *broken, *good):
+    small, broken = {4, 8, 10, 11, 13, 14, 16, 17}, {0, 3, 21, 22}
+    for k in range(23):
         picture(root / f"{k:02d}.png", (8, 8) if k in small else (32, 32))
     for k in broken:
         (root / f"{k:02d}.png").write_bytes(b"nothing" * k)
     with pytest.raises(ValueError) as error:
         load()
-    lines = str(error.value).splitlines()
-    assert lines[0] == "12 images cannot be used, and perhaps more:" and len(lines) == 11
-    assert all(f"{k:02d}.png" in line for k, line in zip(sorted(small + broken), lines[1:]))
-    assert "cannot be read as an image" in lines[1] and "too small for size=16" in lines[3]
+    first, *lines = str(error.value).splitlines()
+    assert first == "12 of 23 images cannot be used:" and len(lines) == 10
+    assert all(f"{k:02d}.png" in line for k, line in zip(sorted(small | broken), lines))
+    assert "cannot be read as an image" in lines[0] and "too small for size=16" in lines[2]
 
 
 BAD_ARGUMENTS = [

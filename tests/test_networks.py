@@ -167,11 +167,7 @@ def test_critics_differentiate_twice_as_with_torch_activations(architecture):
     assert all(torch.equal(a, b) for a, b in zip(*gradients))
 
 
-def test_critics_can_be_mapped_and_pushed_forward():
+def test_critics_can_be_mapped():
     critic, x = make_networks("dcgan", 16, width=4)[1].double(), torch.randn(3, 3, 16, 16, dtype=torch.float64)
-    score = lambda image: critic(image[None]).sum()
-    each = torch.func.vmap(torch.func.grad(score))(x)
-    whole = torch.func.grad(lambda x: critic(x).sum())(x)
-    assert_close(each, whole)
-    v = torch.randn_like(x)
-    assert_close(torch.func.jvp(lambda x: critic(x).sum(), (x,), (v,))[1], (whole * v).sum())
+    each = torch.func.vmap(torch.func.grad(lambda image: critic(image[None]).sum()))(x)
+    assert_close(each, torch.func.grad(lambda x: critic(x).sum())(x))

@@ -242,7 +242,7 @@ def _squares(pictures: Pictures, size: int, channels: int, enlarge: bool) -> Ite
         for start in range(0, total, _BLOCK):
             made = [*pool.map(square, pictures[start : start + _BLOCK])]
             if refused[1:]:
-                refused[:] = [f"{len(refused)} images cannot be used, and perhaps more:", *sorted(refused)[:10]]
+                refused[:] = [f"{len(refused)} of {start + len(made):,} images cannot be used:", *sorted(refused)[:10]]
             if refused:
                 raise ValueError("\n  ".join(refused))
             yield np.array(made, dtype=np.uint8)

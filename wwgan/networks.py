@@ -59,7 +59,6 @@ class _LeakyReLU(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
         ctx.slope = inputs[1]
         ctx.save_for_backward(output)  # has the sign of x, and the next layer keeps it anyway
-        ctx.save_for_forward(output)
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -68,11 +67,6 @@ class _LeakyReLU(torch.autograd.Function):
             return None, None
         (output,) = ctx.saved_tensors
         return torch.ops.aten.leaky_relu_backward(gradient, output.detach(), ctx.slope, True), None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
-        (output,) = ctx.saved_tensors
-        return torch.where(output > 0, tangent, ctx.slope * tangent)
 
 
 class LeakyReLU(nn.Module):
@@ -134,10 +128,9 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 # %% ../nbs/method/05_networks.ipynb #dcgangenerator
 class DCGANGenerator(nn.Module):
-    """z (B, latent_dim) -> images (B, channels, size, size) in (-1, 1).
+    """z (B, latent_dim) -> images (B, channels, size, size) in (-1, 1). Radford et al. 2016.
 
-    `size` is one of 16, 32, 64, 128, 256; the maps have width * size / 8 channels at 4x4, half as many at each
-    doubling. ValueError for another size or a wrong shape of z. Radford et al. 2016.
+    size: one of `DCGAN_SIZES`. ValueError for another one or a wrong shape of z.
     """
 
     def __init__(self, size: int, channels: int = 3, latent_dim: int = 100, width: int = 64):
@@ -216,9 +209,9 @@ def _critic_block(c_in: int, w: int, first: bool = False, down: bool = False) ->
 
 # %% ../nbs/method/05_networks.ipynb #resnetgenerator
 class ResNetGenerator(nn.Module):
-    """z (B, latent_dim) -> images (B, channels, 32, 32) in (-1, 1).
+    """z (B, latent_dim) -> images (B, channels, 32, 32) in (-1, 1). Gulrajani et al. 2017, appendix F.
 
-    `width` channels in every map. ValueError for a wrong shape of z. Gulrajani et al. 2017, appendix F.
+    width: channels of every map. ValueError for a wrong shape of z.
     """
 
     def __init__(self, channels: int = 3, latent_dim: int = 128, width: int = 128):
@@ -240,10 +233,9 @@ class ResNetGenerator(nn.Module):
 
 # %% ../nbs/method/05_networks.ipynb #resnetcritic
 class ResNetCritic(nn.Module):
-    """Images (B, channels, 32, 32) -> scores (B,), any real number.
+    """Images (B, channels, 32, 32) -> scores (B,), any real number. Gulrajani et al. 2017, appendix F.
 
-    `width` channels in every map, no normalisation. ValueError for a wrong shape of x.
-    Gulrajani et al. 2017, appendix F.
+    width: channels of every map, without normalisation. ValueError for a wrong shape of x.
     """
 
     def __init__(self, channels: int = 3, width: int = 128):
