@@ -24,6 +24,8 @@ def test_a_run_is_measured(smoke, data_dir):
     assert again == found
     ready = found | dict(gap=abs(found["gap"]), frechet=run.evaluations[-1]["scores"]["frechet"])
     assert all(length.value_of(name, ready) > 0 for name in ("quality", "robustness", "continuity", "detail"))
+    for drops in found["attacks"].values():
+        assert drops["transport"] >= drops["random"] >= 0 and drops["radius"] > 0
 
 
 def test_search_takes_the_best_of_five_for_every_setting(tmp_path, data_dir, monkeypatch):
@@ -41,12 +43,24 @@ def test_search_takes_the_best_of_five_for_every_setting(tmp_path, data_dir, mon
         assert f"-weight{given['weight']}-" in best and length.RATES[best.split("-lr")[1][:4]] == given["lr"]
 
 
+def test_studies_that_follow_differ_from_the_first_in_one_thing():
+    first = Study(length.COMMON, {name: dict(lr=0.001, **given) for name, given in length.SETTINGS.items()}, range(5))
+    configs = {name: study.configs() for name, study in length.following(first).items()}
+    assert {name: len(found) for name, found in configs.items()} == dict(points=18, anneal=3, colour=9)
+    both = configs["points"]["length8-geodesic-matched-seed2"]
+    assert (both.points, both.pairs, both.length, both.lr, both.seed) == ("geodesic", "matched", 8, 0.001, 2)
+    annealed = configs["anneal"]["annealed-seed0"]
+    assert annealed.ground(0).length == pytest.approx(8) and annealed.ground(annealed.steps // 2).length == 0
+    assert configs["colour"]["released-seed1"].dataset == "cifar10"
+
+
 def record(factor: float, gap: float = 1.0) -> dict:
     """Outcomes that are all `factor`, in units of the gap."""
     jumps = {kind: dict(largest=factor, sum=factor) for kind in length.PATHS}
     spectrum = dict(frequencies=[0.1, 0.3], power=[9.0, math.exp(factor)], power_of_real=[1.0, 1.0])
     responses = {name: [9.0, factor] for name in length.MOTIONS}
-    return dict(frechet=factor, gap=gap, responses=responses, jumps=jumps) | spectrum
+    attacks = dict(attacks={"1.0": dict(transport=factor)})
+    return dict(frechet=factor, gap=gap, responses=responses, jumps=jumps) | spectrum | attacks
 
 
 def records(factors: dict[str, float], spread: float = 0.01, seeds: int = 5) -> dict:

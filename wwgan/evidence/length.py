@@ -6,7 +6,7 @@ The plan, with its reasons, is in nbs/evidence/09_statistics.
 import argparse
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import geometric_mean, linear_regression, mean
@@ -20,6 +20,7 @@ from ..evaluation import main_score
 from ..files import read_json, write_json
 from ..runs import Run, load_run, read_evaluations
 from ..step import draw_many, fixed_random, generate, gradient_norms
+from .attack import random_transport, worst_in_ball, worst_transport
 from .perturbation import MOTIONS, Matched, matched, radial_power_spectrum
 from .probe import cross_fade, latent_paths, perturbation_path, separation
 from .records import read_records
@@ -42,7 +43,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 RATES = {"5e-4": 0.0005, "1e-3": 0.001, "2e-3": 0.002}
 LENGTHS = {"euclidean": 0.0, "released": 7**0.5, "length8": 8.0, "length32": 32.0}  # in pixels, the dose
+ELSEWHERE = {  # where the bound is imposed, but on straight lines between random pairs
+    "geodesic": dict(points="geodesic"),
+    "matched": dict(pairs="matched"),
+    "geodesic-matched": dict(points="geodesic", pairs="matched"),
+}
 OUTCOMES = "outcomes.json"
+BUDGETS = (0.5, 1.0)  # of attacks that move mass, in pixels
 PATHS = ("translation", "elastic", "cross-fade", "latent")
 SIZES = (1.0, 2.0, 4.0)  # Euclidean sizes of the perturbations, in intensities
 DETAIL = 0.25  # cycles per pixel above which the power spectrum counts as fine detail
@@ -68,6 +75,7 @@ PLAN = {
     "continuity": Plan("continuity", _OVER_EUCLID, -1),
     "detail": Plan("detail", _OVER_EUCLID, +1),
     "pixel order": Plan("robustness", _OVER_PERMUTED, -1),
+    "worst motion": Plan("attack", _OVER_EUCLID, -1),
     "image weighting": Plan("robustness", _OVER_TWIN, 0),
 }
 
@@ -101,6 +109,39 @@ def search(folder: Path, runs: Path, workers: int = 1, data_dir: str | None = No
         tried = {first: rates[first], **weights}
         settings[name] = tried[best(tried)]
     return Study(COMMON | dict(steps=3000), settings, [0, 1, 2, 3, 4])
+
+
+def following(study: Study) -> dict[str, Study]:
+    """The studies that take learning rates and weights from the first one, by name, in order of worth.
+
+    points: where the bound is imposed. anneal: a length that shrinks from 8 pixels to 0 over half of the updates.
+    colour: CIFAR-10 at 32 x 32.
+    """
+    chosen, seeds = study.settings, study.seeds[:3]
+    places = {
+        f"{name}-{where}": {**chosen[name], **given}
+        for name in ("euclidean", "length8")
+        for where, given in ELSEWHERE.items()
+    }
+    colour = dict(dataset="cifar10", width=32, steps=3500)
+    return dict(
+        points=Study(study.common, places, seeds),
+        anneal=Study(study.common, dict(annealed=dict(chosen["length8"], length_end=0.0)), seeds),
+        colour=Study({**study.common, **colour}, {n: chosen[n] for n in ("euclidean", "released", "length8")}, seeds),
+    )
+
+
+def attacked(critic: Callable[[Tensor], Tensor], images: Tensor) -> dict[str, Any]:
+    """Mean drop of a critic's score of images in [-1, 1] under each attack, by budget in pixels; what was cut."""
+    found = {}
+    for budget in BUDGETS:
+        worst, chance = (attack(critic, images, budget, 30) for attack in (worst_transport, random_transport))
+        radius = (worst.images - images).flatten(1).norm(dim=1) / 2
+        drops = dict(transport=worst, random=chance, ball=worst_in_ball(critic, images, radius, 30))
+        found[str(budget)] = {name: attack.drop.mean().item() for name, attack in drops.items()} | dict(
+            radius=radius.mean().item(), lost=worst.lost.mean().item()
+        )
+    return found
 
 
 def paths_of(run: Run, images: Tensor) -> dict[str, Tensor]:
@@ -143,6 +184,7 @@ def outcomes(run: Run, real: Tensor, moved: Mapping[str, Matched]) -> dict[str, 
         spread=scores.std().item(),
         gap=gap,
         separation=separation(run.critic, x, y),
+        attacks=attacked(run.critic, x[:64]),
         responses=responses,
         jumps={kind: dict(largest=j.amax(1).mean().item(), sum=j.sum(1).mean().item()) for kind, j in jumps.items()},
         norms={points: {name: quantiles(v) for name, v in found.items()} for points, found in norms.items()},
@@ -188,7 +230,9 @@ def value_of(outcome: str, record: Mapping[str, Any]) -> float | None:
     if outcome == "detail":  # departure of the power of fine detail from that of real images, either way
         rows = zip(record["frequencies"], record["power"], record["power_of_real"])
         return mean(abs(math.log(mine / real)) for frequency, mine, real in rows if frequency >= DETAIL)
-    if outcome == "robustness":
+    if outcome == "attack":
+        found = [record["attacks"][str(BUDGETS[-1])]["transport"]]
+    elif outcome == "robustness":
         found = [record["responses"][name][-1] for name in MOTIONS if name in record["responses"]]
     else:
         found = [record["jumps"][kind]["largest"] for kind in PATHS]
@@ -247,7 +291,7 @@ def trend(records: Mapping[str, Any], seeds: Iterable[int], outcome: str) -> Est
 
 
 def main(argv: Iterable[str] | None = None) -> int:
-    """Search, train and measure what is missing of the study, and print the verdicts; the exit code."""
+    """Search, train and measure what is missing of the study, print verdicts, go on to those that follow from it."""
     parser = argparse.ArgumentParser(prog="python -m wwgan.evidence.length", description=main.__doc__)
     parser.add_argument("results", type=Path, help="folder of the records, such as data/results/length")
     parser.add_argument("--runs", type=Path, required=True, help="folder of the run folders")
@@ -259,15 +303,23 @@ def main(argv: Iterable[str] | None = None) -> int:
     if not path.exists():
         write_json(path, asdict(search(given.results / "search", given.runs / "search", **where)))
     study = read_study(path)
-    for seed in study.seeds:  # complete seeds first, so that a study cut off early compares like with like
-        names = [name for name, config in study.configs().items() if config.seed == seed]
-        _train(study, given.results, given.runs, names, **where)
-        measure(study, given.results, given.runs, given.data_dir)
+    _carry_out(study, given.results, given.runs, **where)
     records = read_outcomes(study, given.results)
     for claim in PLAN:
         for pair, found in verdicts(records, study.seeds, claim).items():
-            print(f"{claim:<16} {pair:<40} {found.ratio:.3f}, p {found.p:.3f}: {found.word}")
+            print(f"{claim:<16} {pair:<40} {found.ratio:.3f}, p {found.p:.3f}: {found.word}", flush=True)
+    for name, other in following(study).items():
+        write_json(given.results / name / "study.json", asdict(other))
+        _carry_out(other, given.results / name, given.runs / name, **where)
     return 0
+
+
+def _carry_out(study: Study, results: Path, runs: Path, workers: int, data_dir: str | None) -> None:
+    """Train and measure what is missing, seed by seed, so that a study cut off early compares like with like."""
+    for seed in study.seeds:
+        names = [name for name, config in study.configs().items() if config.seed == seed]
+        _train(study, results, runs, names, workers=workers, data_dir=data_dir)
+        measure(study, results, runs, data_dir)
 
 
 if __name__ == "__main__":
