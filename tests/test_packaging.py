@@ -27,7 +27,7 @@ SETTINGS.read(ROOT / "settings.ini", encoding="utf-8")
 DECLARED = [SETTINGS["DEFAULT"][f"{extra}requirements"] for extra in ("", "train_", "evidence_", "dev_", "docs_")]
 
 ORDER = [
-    *"files distributed graph sweep metric checks remembered points penalty".split(),
+    *"files distributed checks graph sweep metric remembered points penalty".split(),
     *"sources data networks step evaluation settings".split(),
     *"checkpoints provenance runs plots report stopping training cli".split(),
     *"evidence.perturbation evidence.probe evidence.statistics evidence.baselines evidence.cost evidence.study".split(),

@@ -66,10 +66,6 @@ def _at_least_float32(g: Tensor) -> Tensor:
     """Half precision overflows when squared."""
     return g.to(torch.promote_types(g.dtype, torch.float32))
 
-
-def _sum_of_squares(g: Tensor) -> Tensor:
-    return _at_least_float32(g).flatten(1).square().sum(1)
-
 # %% ../nbs/theory/03_penalty.ipynb #euclidean
 @dataclass(frozen=True)
 class Euclidean(HasNorm):
@@ -81,7 +77,7 @@ class Euclidean(HasNorm):
     def squared_norm(self, g: Tensor, x: Tensor) -> Tensor:
         """Critic gradient g and images x, both (B, C, H, W) -> (B,). The images do not matter."""
         check_gradient(g, x)
-        return _sum_of_squares(g)
+        return _at_least_float32(g).flatten(1).square().sum(1)
 
     def embedding(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) -> (B, N), whose Euclidean distance is that of the images in this metric."""
@@ -122,18 +118,16 @@ class Wasserstein(HasNorm):
 
     @classmethod
     def released(cls, length: float | None = None, **changes: Any) -> "Wasserstein":
-        """The form of the authors' released code (2020); any field can be changed by keyword.
-
-        length: in pixels, in place of edge_weight; as `with_length`.
-        """
+        """The form of the authors' released code (2020); fields can be changed by keyword. length: `with_length`'s."""
         return cls(**changes) if length is None else cls.with_length(length, **changes)
 
     @classmethod
     def with_length(cls, pixels: float, **changes: Any) -> "Wasserstein":
         """The released form with edges of a weight that gives this length; other fields can be changed by keyword.
 
-        pixels: how far a motion may go before it costs what the Euclidean distance makes it cost, in [0, inf);
-        the released form has sqrt(7). 0 has no edges. l2 keeps its value and the edges follow. Raises ValueError for
+        pixels: the length, in [0, inf). Motions are transport up to about so many pixels, and no change between images
+        of equal mass costs more than 2 * pixels pixels of motion would, by transport alone (proof in 04_distances).
+        The released form has sqrt(7); 0 has no edges. l2 keeps its value and the edges follow. Raises ValueError for
         other lengths, for l2 = 0 (every motion is transport) and for forms whose length depends on the image.
         """
         check_non_negative(length=pixels)
@@ -142,9 +136,8 @@ class Wasserstein(HasNorm):
         form = cls(**changes, edge_weight=1.0)
         unit = form.length
         if not 0 < unit < inf:
-            raise ValueError(
-                f"a length needs edges (radius >= 1) and l2 > 0, got radius={form.radius} and l2={form.l2}"
-            )
+            got = f"radius={form.radius} and l2={form.l2}"
+            raise ValueError(f"a length needs edges (radius >= 1) and l2 > 0, got {got}")
         weight = (pixels / unit) * (pixels / unit)
         return replace(form, edge_weight=float(f"{weight:.15g}"))  # sqrt(7) gives 2, not 2 + 4e-16
 
@@ -157,13 +150,10 @@ class Wasserstein(HasNorm):
     def length(self) -> float:
         """sqrt(omega S c / gamma) in pixels, at intensity c = 1/2; S: sum of dx^2 over the edges of one pixel.
 
-        0 without edges, infinite without l2. Raises ValueError for unit_mass and degree_normalized, whose length
-        depends on the number of pixels.
+        0 without edges, infinite without l2. Raises ValueError for unit_mass and degree_normalized.
         """
         if self.unit_mass or self.degree_normalized:
-            raise ValueError(
-                "a form with unit_mass or degree_normalized has no length of its own: it goes with the image"
-            )
+            raise ValueError("a form with unit_mass or degree_normalized has no length: it goes with the image")
         scale = self.edge_weight * sum(dx**2 for _, dx in half_ball(self.neighborhood, self.radius))
         return sqrt(scale / 2 / self.l2) if self.l2 else inf if scale else 0.0
 
@@ -219,10 +209,10 @@ def _sobolev_weights(
 class Sobolev(HasNorm):
     """Sobolev norm of order s between images, sum of (1 + length^2 |xi|^2)^s |x(xi)|^2, periodic boundary.
 
-    A critic's gradient gets the inverse weights. order: s; negative orders let the gradient vary slowly only, 0 is
-    Euclidean. length: in pixels, in [0, inf), for frequencies xi in radians per pixel; 0 is Euclidean. Of order -1 it
-    is `Wasserstein.with_length` on an image of constant intensity 1/2, at low frequencies.
-    Source: Adler and Lunz 2018 (Banach WGAN), who report s = -3/2 as a good order on CIFAR-10.
+    A critic's gradient gets the inverse weights. order: s; negative orders let the gradient vary slowly only. length:
+    in pixels, in [0, inf), for frequencies xi in radians per pixel. With either 0 it is Euclidean. Of order -1 it is
+    `Wasserstein.with_length` on an image of constant intensity 1/2, at low frequencies.
+    Source: Adler and Lunz 2018 (Banach WGAN), whose good order on CIFAR-10 is, from memory, s = -3/2.
     """
 
     order: float = -1.5
@@ -344,15 +334,12 @@ def penalty_at(
     g = critic_gradient(critic, x, create_graph=True)
     squared = ground.squared_norm(g, x)
     if squared.shape != x.shape[:1] or g.requires_grad and not squared.requires_grad:
-        raise ValueError(
-            f"squared_norm of {type(ground).__name__} must give {len(x)} values, differentiable in the gradient, "
-            f"got shape {tuple(squared.shape)}" + ("" if squared.requires_grad else ", detached")
-        )
+        wanted = f"squared_norm of {type(ground).__name__} must give {len(x)} values, differentiable in the gradient"
+        raise ValueError(f"{wanted}, got shape {tuple(squared.shape)}" + ", detached" * (not squared.requires_grad))
     norm = safe_sqrt(squared)
-    excess = norm - 1
+    excess = (norm - 1).relu() if one_sided else norm - 1
     weight = usual_weight(ground) if weight is None else weight
-    loss = weight * (excess.relu() if one_sided else excess).square().mean()
-    return Penalty(loss, norm.detach())
+    return Penalty(weight * excess.square().mean(), norm.detach())
 
 
 def gradient_penalty(

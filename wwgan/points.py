@@ -15,7 +15,7 @@ from .checks import RANGE, ImageRange, check_range, check_shares, promoted_image
 
 # %% ../nbs/theory/02_points.ipynb #displacement
 def _blurred(m: Tensor, blur: float) -> Tensor:
-    """Images (B, C, H, W) under the kernel exp(-|i - j|^2 / (2 blur^2)), one side after the other."""
+    """Images (..., H, W) under the kernel exp(-|i - j|^2 / (2 blur^2)), one side after the other."""
     rows, columns = (torch.arange(side, dtype=m.dtype, device=m.device) for side in m.shape[-2:])
     vertical, horizontal = (torch.exp(-(i[:, None] - i).square() / (2 * blur**2)) for i in (rows, columns))
     return vertical @ m @ horizontal
@@ -27,9 +27,8 @@ def displacement_interpolation(
     """Images on the way between a and b by optimal transport: intensities (B, C, H, W) twice -> (B, C, H, W), detached.
 
     share: of a in each pair, (B, 1, 1, 1) in [0, 1]. Each channel's shape moves as if both had mass one; its mass goes
-    in a straight line from one's to the other's. A black channel counts as uniform.
-    blur: of the entropic plan in pixels, twice its square is the entropy's strength; None: 1/32 of the longer side,
-    with which float64 holds motions nearly from corner to corner. The blur of the result is taken off again.
+    in a straight line from one's to the other's. A black channel counts as uniform. blur: of the entropic plan in
+    pixels; None: 1/32 of the longer side, with which float64 holds motions nearly from corner to corner.
     Same numbers every time, on a GPU as well. Raises ValueError for a blur that is not positive and finite.
     Source: Janati et al. 2020, debiased Sinkhorn barycentres; Solomon et al. 2015, on grids.
     """
@@ -41,21 +40,18 @@ def displacement_interpolation(
     X = X + 1e-6 * X.mean((-2, -1), keepdim=True) + torch.finfo(X.dtype).tiny  # no pixel is out of every plan
     X = X / X.sum((-2, -1), keepdim=True)
     weights = torch.stack([share, 1 - share])
-    v, bias = torch.ones_like(X), torch.ones_like(X[0])
+    scaling, debias = torch.ones_like(X), torch.ones_like(X[0])
     for _ in range(iterations):
-        reach = _blurred((X / _blurred(v.flatten(0, 1), blur).view_as(X)).flatten(0, 1), blur).view_as(X)
-        between = bias * (weights * reach.log()).sum(0).exp()
-        v = between / reach
-        bias = (bias * between / _blurred(bias, blur)).sqrt()
+        reach = _blurred(X / _blurred(scaling, blur), blur)
+        between = debias * (weights * reach.log()).sum(0).exp()
+        scaling = between / reach
+        debias = (debias * between / _blurred(debias, blur)).sqrt()
     between = between / between.sum((-2, -1), keepdim=True) * (weights * mass).sum(0)
     return between.to(a.dtype)
 
 # %% ../nbs/theory/02_points.ipynb #intensity
 def intensity(x: Tensor, image_range: ImageRange = RANGE) -> Tensor:
-    """Images -> intensities of at least 0, detached. image_range: the values of black and white, in which images lie.
-
-    Raises ValueError for images out of range, as `wwgan.checks.check_range` sees them; NaN passes.
-    """
+    """Images -> intensities of at least 0, detached. ValueError for images out of image_range, as `check_range`."""
     check_range(x, image_range)
     low, high = image_range
     return (x.detach() - low).clamp_min(0) / (high - low)
@@ -94,13 +90,11 @@ def penalty_points(
 ) -> Tensor:
     """Where the penalty is evaluated: real and fake images (B, C, H, W) -> (B, C, H, W), detached.
 
-    Images of two types are promoted to one, as in their sum: generated ones of half precision to that of the real ones.
-
-    points: "interpolated" (on the straight line between the two images of each pair), "geodesic" (their
-    `displacement_interpolation`), "real" or "fake". epsilon: the real image's share in each pair, (B, 1, 1, 1) in
-    [0, 1]; None: drawn uniformly from the generator. pairs: "random" (as they come), "matched" (`matched_pairs` by
-    Euclidean distance) or "matched-ground" (by the ground metric's, which the embedding gives). image_range: the
-    values of black and white.
+    Images of two types are promoted to one, as in their sum. points: "interpolated" (on the straight line between the
+    two images of each pair), "geodesic" (their `displacement_interpolation`), "real" or "fake". epsilon: the real
+    image's share in each pair, (B, 1, 1, 1) in [0, 1]; None: drawn uniformly from the generator. pairs: "random" (as
+    they come), "matched" (`matched_pairs` by Euclidean distance) or "matched-ground" (by the ground metric's, which the
+    embedding gives). image_range: the values of black and white.
     """
     for name, value, known in (("points", points, POINTS), ("pairs", pairs, PAIRS)):
         if value not in known:

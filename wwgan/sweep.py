@@ -155,13 +155,12 @@ def _(x: Tensor, g: Tensor, *_: Any) -> _Swept:
     return g.new_empty(len(g), dtype=torch.promote_types(g.dtype, torch.float32)), torch.empty_like(g)
 
 
-def _carre_du_champ(g: Tensor, v: Tensor, edges: Edges) -> Tensor:
-    """Gamma(g, v) of functions of the pixels (..., H, W) -> (..., H, W); differentiable in both."""
+def _carre_du_champ(g: Tensor, phi: Tensor, edges: Edges) -> Tensor:
+    """Gamma(g, phi) of functions of the pixels (..., H, W) -> (..., H, W); differentiable in both."""
     result = torch.zeros_like(g)
     for dy, dx, half in zip(*edges):
-        (g_i, g_j), (v_i, v_j) = edge_ends(g, dy, dx), edge_ends(v, dy, dx)
-        one, other = at_ends(half * (g_i - g_j) * (v_i - v_j), dy, dx)
-        result = result + one + other
+        (g_i, g_j), (phi_i, phi_j) = edge_ends(g, dy, dx), edge_ends(phi, dy, dx)
+        result = result + sum(at_ends(half * (g_i - g_j) * (phi_i - phi_j), dy, dx))
     return result
 
 
@@ -182,26 +181,17 @@ class _Sweep(torch.autograd.Function):
     def backward(ctx: Any, of_energy: Tensor | None, of_operator: Tensor | None) -> tuple[Tensor | None, ...]:
         x, g, scale, operator = ctx.saved_tensors
         edges, _, offset = ctx.form
-        if of_energy is None and of_operator is None:
-            return (None,) * 6
-        factor = None if of_energy is None else of_energy.view(-1, 1, 1, 1)
+        factor = torch.zeros(()) if of_energy is None else of_energy.view(-1, 1, 1, 1)
         to_x = to_g = None
         if ctx.needs_input_grad[1]:
-            to_g = _add(
-                None if factor is None else (2 * factor * operator).to(g.dtype),
-                None if of_operator is None else _Sweep.apply(x, of_operator, scale, *ctx.form)[1],
-            )
+            to_g = (2 * factor * operator).to(g.dtype)
+            if of_operator is not None:  # only where somebody differentiates again
+                to_g = to_g + _Sweep.apply(x, of_operator, scale, *ctx.form)[1]
         if ctx.needs_input_grad[0]:
-            to_x = _carre_du_champ(g, _add(None if factor is None else factor * g, of_operator), edges)
+            to_x = _carre_du_champ(g, factor * g if of_operator is None else factor * g + of_operator, edges)
             to_x = to_x if scale is None else to_x * scale
             to_x = torch.where(x + offset > 0, to_x, 0) if offset else to_x
         return to_x, to_g, None, None, None, None
-
-
-def _add(*derivatives: Tensor | None) -> Tensor:
-    """The sum of derivatives, of which some, but not all, may be absent."""
-    first, *others = [derivative for derivative in derivatives if derivative is not None]
-    return sum(others, first)
 
 # %% ../nbs/theory/01_sweep.ipynb #sweep_energy
 def sweep_energy(
