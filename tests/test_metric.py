@@ -3,6 +3,7 @@
 from itertools import permutations
 from math import sqrt
 
+import ot
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +13,6 @@ from torch.testing import assert_close
 from wwgan.graph import PixelGraph
 from wwgan.metric import (
     WassersteinMetric,
-    pairwise_wasserstein2,
     solve_laplacian,
     wasserstein2,
     wasserstein_of_wasserstein,
@@ -56,57 +56,27 @@ def test_inner_product_is_the_inverse_and_gradient_its_gradient(height, width, r
     assert_close(metric.norm(X, gradient) ** 2, energy, **close)
 
 
-@pytest.mark.parametrize("neighborhood, radius, scale", [("von_neumann", 1, 1), ("moore", 1, 3), ("von_neumann", 2, 7)])
-def test_speed_law(neighborhood, radius, scale):
-    """A blob that moves one pixel per unit time has speed 1 within 1%, sideways and downwards."""
-    metric = WassersteinMetric(PixelGraph(20, 20, neighborhood, radius))
-    image = blob(20, 20, 9.5, 9.5, 2.5)
-    along_x = image * (torch.arange(20.0).double() - 9.5) / 2.5**2
-    assert_close(metric.pixel_scale, scale * torch.eye(2, dtype=torch.float64))
-    assert metric.unit == sqrt(scale)
-    for motion in (along_x, along_x.T):
-        assert abs(metric.unit * metric.norm(image, motion).item() - 1) < 0.01
+def test_the_unit_is_the_root_of_the_pixel_scale():
+    for neighborhood, radius, scale in (("von_neumann", 1, 1), ("moore", 1, 3), ("von_neumann", 2, 7)):
+        metric = WassersteinMetric(PixelGraph(20, 20, neighborhood, radius))
+        assert metric.pixel_scale.tolist() == [[scale, 0], [0, scale]] and metric.unit == sqrt(scale)
+    assert WassersteinMetric(PixelGraph(20, 1)).unit == sqrt(5)
 
 
-def test_length_of_a_pixel_has_a_direction():
-    """Weights that prefer one diagonal; an image of one column."""
-    skewed = WassersteinMetric(PixelGraph(20, 20, "moore", 1, lambda dy, dx: 3.0 if dy * dx > 0 else 1.0))
-    image, along = blob(20, 20, 9.5, 9.5, 2.5), torch.arange(20.0).double() - 9.5
-    for y, x in ((0, 1), (1, 1), (1, -1)):
-        v = torch.tensor([y, x], dtype=torch.float64)
-        speed = skewed.norm(image, image * (y * along[:, None] + x * along) / 2.5**2)
-        assert abs(speed / (v @ torch.linalg.inv(skewed.pixel_scale) @ v).sqrt() - 1) < 0.01
-    column = WassersteinMetric(PixelGraph(20, 1))
-    assert column.unit == sqrt(5) and column.pixel_scale.tolist() == [[5, 0], [0, 0]]
-
-
-def test_path_length_is_distance_moved_and_adds_up():
-    metric = WassersteinMetric(PixelGraph(16, 20, radius=1))
-    path = torch.stack([blob(16, 20, 7.5, 6 + 0.5 * k, 2.0) for k in range(13)])
-    assert abs(metric.path_length(path).item() / 6 - 1) < 0.02
-    assert_close(metric.path_length(path), metric.path_length(path[:5]) + metric.path_length(path[4:]))
-
-
-def test_geodesic_has_constant_speed_and_beats_the_straight_line():
+def test_distance_is_symmetric_goes_with_the_root_of_the_mass_and_is_a_length():
     metric = WassersteinMetric(PixelGraph(10, 11, radius=1))
     a, b = blob(10, 11, 3, 3, 1.2), blob(10, 11, 6, 7, 1.2)
-    path, distance = metric.geodesic(a, b, steps=6), metric.distance(a, b, steps=6)
-    assert path.shape == (7, 10, 11) and torch.equal(path[0], a) and torch.equal(path[-1], b)
-    assert path.min() >= 0
-    assert_close(path.sum((1, 2)), torch.ones(7, dtype=torch.float64))
-    speeds = torch.stack([6 * metric.path_length(path[k : k + 2]) for k in range(6)])
-    assert_close(speeds, torch.full_like(speeds, distance), rtol=2e-3, atol=0)
-    straight = torch.stack([(1 - u) * a + u * b for u in torch.linspace(0, 1, 7, dtype=torch.float64)])
-    assert distance < 0.9 * metric.path_length(straight)
-    assert abs(metric.distance(b, a, steps=6) - distance) < 1e-4 * distance  # symmetric
-    assert abs(metric.distance(4 * a, 4 * b, steps=6) - 2 * distance) < 1e-4 * distance  # root of the mass
+    distance, path = metric.distance(a, b, steps=4), metric.geodesic(a, b, steps=4)
+    assert path.shape == (5, 10, 11) and abs(metric.distance(b, a, steps=4) - distance) < 1e-4 * distance
+    assert abs(metric.distance(4 * a, 4 * b, steps=4) - 2 * distance) < 1e-4 * distance
+    assert_close(metric.path_length(path), metric.path_length(path[:3]) + metric.path_length(path[2:]))
+    assert abs(metric.path_length(path) - distance) < 2e-3 * distance
 
 
-@pytest.mark.parametrize("neighborhood, tolerance", [("von_neumann", 0.03), ("moore", 0.05)])
-def test_geodesic_distance_agrees_with_exact_transport(neighborhood, tolerance):
-    metric = WassersteinMetric(PixelGraph(10, 10, neighborhood, 1))
-    a, b = blob(10, 10, 3, 4, 1.2), blob(10, 10, 6, 6, 1.2)
-    assert abs(metric.unit * metric.distance(a, b) / wasserstein2(a, b) - 1) < tolerance
+def test_geodesic_distance_agrees_with_exact_transport():
+    metric = WassersteinMetric(PixelGraph(8, 8, "moore", 1))
+    a, b = blob(8, 8, 2.5, 2.5, 1.2), blob(8, 8, 4.5, 4.5, 1.2)
+    assert 0 < metric.unit * metric.distance(a, b, steps=4) / wasserstein2(a, b) - 1 < 0.03
 
 
 @settings(max_examples=20, deadline=None)
@@ -135,13 +105,11 @@ def test_channels_add_in_squares_and_entropy_makes_it_dearer():
 
 
 def test_wasserstein_of_wasserstein_is_the_best_assignment():
-    images_a, images_b = rand(4, 5, 5), rand(4, 5, 5, seed=1)
+    images_a, images_b = rand(2, 4, 5, 5)
     images_a, images_b = (images / images.sum((1, 2), keepdim=True) for images in (images_a, images_b))
-    distances = pairwise_wasserstein2(images_a, images_b)
-    assert abs(distances[1, 2].item() - wasserstein2(images_a[1], images_b[2])) < 1e-12
-    best = min(sum(distances[k, p[k]].item() for k in range(4)) for p in permutations(range(4))) / 4
+    orders = permutations(range(4))
+    best = min(sum(wasserstein2(a, images_b[k]) for a, k in zip(images_a, order)) for order in orders) / 4
     assert abs(wasserstein_of_wasserstein(images_a, images_b) - best) < 1e-9
-    assert wasserstein_of_wasserstein(images_a, images_a.flip(0)) < 1e-9
 
 
 def test_disconnected_support_is_solved_where_it_can_be_and_refused_where_not():
@@ -152,6 +120,13 @@ def test_disconnected_support_is_solved_where_it_can_be_and_refused_where_not():
     assert_close(metric.potential(X, within).flatten(), pinv @ within.flatten(), rtol=1e-9, atol=1e-9)
     with pytest.raises(ValueError, match="connected parts"):
         metric.norm(X, torch.tensor([[1.0, 0, 0, 0, 0, 0, -1]], dtype=torch.float64))
+
+
+def test_sinkhorn_that_does_not_converge_is_refused(monkeypatch):
+    sinkhorn = ot.sinkhorn
+    monkeypatch.setattr(ot, "sinkhorn", lambda *a, numItermax, **more: sinkhorn(*a, numItermax=20, **more))
+    with pytest.raises(ValueError, match="converge .* larger epsilon"):
+        wasserstein2(blob(3, 3, 0, 0, 1), blob(3, 3, 2, 2, 1), epsilon=1e-2)
 
 
 ONE, METRIC = torch.full((3, 4), 1 / 12, dtype=torch.float64), WassersteinMetric(PixelGraph(3, 4))
@@ -172,7 +147,6 @@ ZERO = torch.zeros_like(ONE)
         (lambda: METRIC.geodesic(ONE, 2 * ONE), ("equal, positive mass", "1.0", "2.0", "l2 or mass")),
         (lambda: METRIC.distance(ONE, -ONE), ("negative",)),
         (lambda: WassersteinMetric(PixelGraph(3, 4), l2=-1.0), ("l2", "-1")),
-        (lambda: WassersteinMetric(PixelGraph(3, 4), mass=True), ("mass", "True")),
         (lambda: WassersteinMetric(PixelGraph(3, 4), mass=torch.inf), ("mass", "inf")),
         (lambda: WassersteinMetric(PixelGraph(1, 1)).unit, ("no single length",)),
         (lambda: WassersteinMetric(PixelGraph(9, 9, weight=lambda dy, dx: 2.0 + dx)).unit, ("no single length",)),
@@ -182,7 +156,6 @@ ZERO = torch.zeros_like(ONE)
         (lambda: wasserstein2(ONE, ONE.T), ("same shape", "(3, 4)", "(4, 3)")),
         (lambda: wasserstein2(-ONE, -ONE), ("not negative",)),
         (lambda: wasserstein2(ONE, ONE, epsilon=-1), ("epsilon", "-1")),
-        (lambda: wasserstein2(blob(3, 3, 0, 0, 1), blob(3, 3, 2, 2, 1), epsilon=1e-4), ("converge", "larger epsilon")),
         (lambda: wasserstein2(ONE[None, None], ONE[None, None]), ("(C, H, W)", "(1, 1, 3, 4)")),
         (lambda: wasserstein_of_wasserstein(ONE[None][:0], ONE[None]), ("at least one image",)),
         (
