@@ -29,18 +29,12 @@ DECLARED = [SETTINGS["DEFAULT"][f"{extra}requirements"] for extra in ("", "train
 ORDER = [
     *"files distributed graph sweep metric checks remembered points penalty".split(),
     *"sources data networks step evaluation settings".split(),
-    *"checkpoints provenance runs plots report stopping training cli".split(),
+    *"checkpoints provenance runs plots report stopping training".split(),
     *"evidence.perturbation evidence.probe evidence.statistics evidence.baselines evidence.cost evidence.study".split(),
-    *"evidence.records evidence.figures evidence.claims evidence.length".split(),
+    *"evidence.records evidence.figures evidence.claims evidence.length cli".split(),
 ]
-CORE = [
-    "graph",
-    "sweep",
-    "checks",
-    "remembered",
-    "points",
-    "penalty",
-]  # torch alone runs them, and metric once NumPy is imported in its functions
+# torch alone runs them, and metric once NumPy is imported in its functions; networks for an exported generator
+CORE = "graph sweep checks remembered points penalty networks".split()
 
 package = ROOT / "wwgan"
 PATHS = {".".join(path.relative_to(package).with_suffix("").parts): path for path in package.rglob("[!_]*.py")}
