@@ -28,7 +28,7 @@ DECLARED = [SETTINGS["DEFAULT"][f"{extra}requirements"] for extra in ("", "train
 
 ORDER = [
     *"files distributed graph sweep metric checks remembered points penalty".split(),
-    *"sources data networks step evaluation settings".split(),
+    *"progress sources data networks step evaluation settings".split(),
     *"checkpoints provenance runs plots report stopping training".split(),
     *"evidence.perturbation evidence.probe evidence.statistics evidence.baselines evidence.cost evidence.study".split(),
     *"evidence.records evidence.figures evidence.claims evidence.length cli".split(),

@@ -180,7 +180,7 @@ def _squares(pictures: Pictures, size: int, channels: int, enlarge: bool) -> Ite
 
     ValueError at the end names all pictures that are refused, or the first ten.
     """
-    from tqdm import tqdm
+    from .progress import Progress
 
     refused: list[str] = []
 
@@ -192,7 +192,7 @@ def _squares(pictures: Pictures, size: int, channels: int, enlarge: bool) -> Ite
             return None
 
     workers, total = min(8, os.cpu_count() or 1), len(pictures)
-    with ThreadPoolExecutor(workers) as pool, tqdm(total=total, desc="preparing", unit="image", delay=1) as bar:
+    with ThreadPoolExecutor(workers) as pool, Progress(total=total, desc="preparing", unit="image", delay=1) as bar:
         for start in range(0, total, _BLOCK):
             made = [*pool.map(square, pictures[start : start + _BLOCK])]
             bar.update(len(made))
