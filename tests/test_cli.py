@@ -1,4 +1,7 @@
-"""Each command of `wwgan` from end to end, most of them on one small run, and how they refuse."""
+"""Each command of `wwgan` from end to end on one small run, and how they refuse.
+
+Those with a module of their own: train here, study in test_study.py, bench in test_cost.py.
+"""
 
 import json
 import re
@@ -9,11 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
 from PIL import Image
 
 from wwgan import cli, training
-from wwgan.evidence import cost
 from wwgan.runs import best_evaluation, load_run
 from wwgan.settings import TrainConfig, make_config
 from wwgan.step import generate
@@ -129,26 +130,6 @@ def test_a_package_of_an_extra_that_is_missing_is_named(wwgan, finished_copy, tm
     code, out, err = wwgan(command, finished_copy, *[tmp_path / "new"] * (command == "export"))
     assert code == 1 and f"needs the package {package}: pip install 'wwgan[all]'" in err and out == ""
     assert not (finished_copy / "report.html").exists() and not (tmp_path / "new").exists()
-
-
-def test_study_trains_and_records(wwgan, tmp_path, data_dir):
-    small = asdict(
-        make_config("smoke", steps=1, eval_interval=1, eval_features="pixels", eval_samples=40, device="cpu")
-    )
-    common = {name: value for name, value in small.items() if name not in ("seed", "run_dir", "resume", "data_dir")}
-    (tmp_path / "study.json").write_text(json.dumps(dict(common=common, settings=dict(plain={}), seeds=[0])))
-    code, out, err = wwgan("study", tmp_path / "study.json", "--runs", tmp_path / "runs", "--data_dir", data_dir)
-    assert code == 0 and str(tmp_path / "plain-seed0") in out, err
-    assert len((tmp_path / "plain-seed0" / "evaluations.jsonl").read_text().splitlines()) == 1
-
-
-def test_bench_writes_and_shows_what_was_measured(wwgan, tmp_path, monkeypatch):
-    """The measurement itself, a minute also at smoke size, is tested with the figure that shows it."""
-    recorded = cost.read_costs(ROOT / "data" / "results")["CPU"]
-    monkeypatch.setattr(cost, "measure", lambda scale, device: recorded)
-    code, out, _ = wwgan("bench", "--scale", "smoke", "--out", tmp_path / "cost_cpu.json")
-    assert code == 0 and "critic step, Wasserstein / Euclidean" in out
-    assert cost.read_costs(tmp_path)["CPU"] == recorded
 
 
 def test_train_does_without_the_notebook_stack(tmp_path, data_dir):

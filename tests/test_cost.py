@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 
+from wwgan import cli
 from wwgan.evidence import cost
 from wwgan.evidence.baselines import (
     plain_critic_losses,
@@ -114,7 +115,7 @@ def test_records_are_read_back_and_the_readme_shows_them(root, tmp_path, monkeyp
     for record in filter(None, records.values()):
         assert record["rounds"] >= 10 and record["provenance"]["device"] and record["provenance"]["versions"]["torch"]
     monkeypatch.setattr(cost, "measure", lambda scale, device: records["CPU"])
-    assert main(["--out", str(tmp_path / RESULTS["CPU"])]) == 0
+    assert cli.main(["bench", "--out", str(tmp_path / RESULTS["CPU"])]) == 0
     assert capsys.readouterr().out.strip() == summary_table({records["CPU"]["provenance"]["device"]: records["CPU"]})
     assert read_costs(tmp_path) == records | dict(GPU=None)
     readme = (root / "README.md").read_text(encoding="utf-8").split("\n")
