@@ -3,6 +3,8 @@ VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 OUT    ?= data/runs
+# What a notebook prints, and nothing of papermill's own.
+QUIET  := --no-progress-bar --log-level WARNING --stdout-file - --stderr-file -
 # Chapters keep their outputs in git, and nbdev_test runs them; all other notebooks are committed without, and pytest runs them.
 CHAPTERS    := $(sort $(wildcard nbs/*/[0-9][0-9]_*.ipynb))
 FIGURES     := $(sort $(wildcard nbs/figures/*.ipynb))
@@ -33,8 +35,8 @@ $(VENV)/.installed: settings.ini setup.py pyproject.toml
 	@touch $@
 
 train: env
-	mkdir -p $(OUT)
-	$(BIN)/papermill nbs/train.ipynb $(OUT)/train.ipynb --log-output --no-progress-bar $(ARGS)
+	@mkdir -p $(OUT)
+	@$(BIN)/papermill nbs/train.ipynb $(OUT)/train.ipynb $(QUIET) $(ARGS)
 	@echo "The executed notebook, with all plots: $(BIN)/jupyter lab $(OUT)/train.ipynb"
 
 test: env

@@ -5,6 +5,7 @@ import multiprocessing
 import pytest
 import torch
 
+from wwgan import cli
 from wwgan.evidence import cost
 from wwgan.evidence.baselines import plain_critic_losses, plain_updates, torch_activations, written_out_squared_norm
 from wwgan.evidence.cost import interleaved, main, our_training, ratio, read_costs, step_costs, summary_table
@@ -112,7 +113,7 @@ def test_records_are_read_back_and_the_readme_shows_them(root, tmp_path, monkeyp
     record = records["CPU"]
     assert record["rounds"] >= 10 and record["provenance"]["device"] and record["provenance"]["versions"]["torch"]
     monkeypatch.setattr(cost, "measure", lambda scale, device, only: record)
-    assert main(["--out", str(tmp_path / "cost_cpu.json")]) == 0
+    assert cli.main(["bench", "--out", str(tmp_path / "cost_cpu.json")]) == 0
     assert capsys.readouterr().out.strip() == summary_table({record["provenance"]["device"]: record})
     assert read_costs(tmp_path) == records == dict(CPU=record, GPU=None)
     readme = (root / "README.md").read_text(encoding="utf-8").split("\n")

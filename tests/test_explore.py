@@ -148,20 +148,18 @@ def test_runs_without_ipywidgets(monkeypatch, coloured):
     assert executed.names["explorer"] is None and executed.pictures == 3
 
 
-def test_own_run_is_trained_once_gone_on_with_and_kept(notebook, tmp_path, capfd):
-    own = lambda: notebook["own_run"](tmp_path / "run", "smoke")
-    first = own()
-    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
+def test_own_run_is_trained_once_gone_on_with_and_kept(notebook, tmp_path):
+    own = lambda **changes: notebook["own_run"](tmp_path / "run", "smoke", **changes)
+    times = lambda: {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    first, before = own(), times()
     again = own()
-    assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert times() == before and again.state.step == 4
+    torch.testing.assert_close(again.critic.state_dict(), first.critic.state_dict(), rtol=0, atol=0)
     for path in (tmp_path / "run" / "checkpoints").glob("step_0000004*"):
         path.unlink()  # as if cut off
-    resumed = own()
-    for run in (again, resumed):
-        assert run.state.step == 4
-        torch.testing.assert_close(run.critic.state_dict(), first.critic.state_dict(), rtol=0, atol=0)
+    assert own().state.step == 4
     with pytest.raises(ValueError, match="width 8 -> 16"):
-        notebook["own_run"](tmp_path / "run", "smoke", width=16)
+        own(width=16)
 
 
 @pytest.mark.parametrize("number", [-1, 10**6, 1.5])

@@ -2,6 +2,7 @@
 
 import difflib
 import gc
+import json
 import os
 import subprocess
 import sys
@@ -30,7 +31,7 @@ def files_of_the_repository() -> set[Path]:
 @pytest.mark.parametrize(
     "notebook, pictures, words",
     [
-        ("own_gan", 1, ["+import wwgan.penalty as ww", "use penalty.loss", "must give one score for each"]),
+        ("own_gan", 2, ["+import wwgan.penalty as ww", "use penalty.loss", "must give one score for each"]),
         ("own_metric", 2, ["found by the search", "unknown penalty 'blurred'"]),
         ("cluster", 0, ["recorded: wgan-gp-seed1 wwgan-seed1", "| real images (200) |"]),
         ("own_data", 3, ["cannot be read as an image", "too small for size=16", "no images in", "labels [0, 0, 1, 1]"]),
@@ -76,6 +77,23 @@ def test_the_penalty_takes_three_lines():
 def test_the_penalty_to_copy_has_at_most_twelve_lines():
     (copied,) = [source(cell) for cell in cells(NBS / "howto" / "own_gan.ipynb", "code") if cell["id"] == "to-copy"]
     assert len(copied.splitlines()) <= 12
+
+
+def row(code: dict) -> str:
+    """A public code in the table of own_gan."""
+    link = f"[{code['code']}](https://github.com/{code['code']}/blob/{code['commit'][:7]}/{code['file']})"
+    ratio = "{:.2f} ({:.2f} to {:.2f})".format(code["ratio"], *code["ratio_quartiles"])
+    lines, worked = f"{code['new_lines']} + {code['changed_lines']}", "yes" if code["worked_first_time"] else "no"
+    return f"| {link} | {code['critic']} | {lines} | {worked} | {ratio} |"
+
+
+def test_the_table_of_public_codes_shows_the_record():
+    recorded = json.loads((ROOT / "data" / "results" / "public_codes.json").read_text())
+    (page,) = [
+        source(cell) for cell in cells(NBS / "howto" / "own_gan.ipynb", "markdown") if cell["id"] == "public-codes"
+    ]
+    shown = [line for line in page.splitlines() if line.startswith("| [")]
+    assert shown == [row(code) for code in recorded["codes"]] and recorded["provenance"]["versions"]["torch"]
 
 
 def test_a_folder_of_ones_own_keeps_its_run(tmp_path, monkeypatch):

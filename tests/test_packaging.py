@@ -28,12 +28,13 @@ DECLARED = [SETTINGS["DEFAULT"][f"{extra}requirements"] for extra in ("", "train
 
 ORDER = [
     *"files distributed checks graph sweep metric remembered points penalty".split(),
-    *"sources data networks step evaluation settings".split(),
-    *"checkpoints provenance runs plots report stopping training cli".split(),
+    *"progress sources data networks step evaluation settings".split(),
+    *"checkpoints provenance runs plots report stopping training".split(),
     *"evidence.perturbation evidence.attack evidence.probe evidence.statistics evidence.baselines".split(),
-    *"evidence.cost evidence.gpu evidence.study evidence.records evidence.figures evidence.length".split(),
+    *"evidence.cost evidence.gpu evidence.study evidence.records evidence.figures evidence.length cli".split(),
 ]
-CORE = "graph sweep checks remembered points penalty"  # torch alone runs them, and metric but for some functions
+# torch alone runs them, and metric but for some functions; networks for an exported generator
+CORE = "graph sweep checks remembered points penalty networks"
 
 package = ROOT / "wwgan"
 PATHS = {".".join(path.relative_to(package).with_suffix("").parts): path for path in package.rglob("[!_]*.py")}

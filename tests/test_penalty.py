@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
-from wwgan import penalty
+from wwgan import checks, penalty
+from wwgan.checks import RANGE, check_range, warn_of_unit_range
 from wwgan.penalty import (
     GROUND_METRICS,
     Euclidean,
@@ -263,14 +264,41 @@ def test_batch_norm_is_warned_of_once_behind_any_wrapper_if_it_runs(wrap):
     assert not warnings_of([lambda: gradient_penalty(wrap(Gan(nn.BatchNorm2d).eval()), REAL, FAKE)])
 
 
-def test_modules_are_looked_at_in_the_first_call_alone(monkeypatch):
-    gan, hooked = Gan(), []
-    handle = SimpleNamespace(remove=lambda: None)
-    look = lambda hook: hooked.append(hook) or handle
-    monkeypatch.setattr(nn.modules.module, "register_module_forward_hook", look)
+class OnGPU(torch.Tensor):
+    """A tensor that says it is on a GPU."""
+
+    is_cuda = True
+
+
+def test_a_gpu_is_not_waited_for_and_a_later_call_raises_what_a_cpu_raises_at_once(monkeypatch):
+    arrived = []  # for each copy, whether it has come
+
+    class Event:
+        def __init__(self):
+            arrived.append(False)
+            self.number = len(arrived) - 1
+
+        def record(self, stream):
+            pass
+
+        def query(self):
+            return arrived[self.number]
+
+    for name, value in dict(Event=Event, current_stream=id, is_current_stream_capturing=lambda: False).items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    good, bad, bright = (x.as_subclass(OnGPU) for x in (REAL, 2 * REAL, (REAL + 1) / 2))
+    with pytest.raises(ValueError) as at_once:
+        check_range(bad.as_subclass(torch.Tensor))
+    check_range(bad), warn_of_unit_range(bright, RANGE)
     for _ in range(3):
-        gradient_penalty(lambda x: gan.critic(x), REAL, FAKE)
-    assert len(hooked) == 1
+        check_range(good)
+    arrived[0] = True
+    with pytest.raises(ValueError) as later:
+        check_range(good)
+    assert str(later.value) == str(at_once.value)
+    monkeypatch.setattr(Event, "query", lambda event: True)
+    (message,) = warnings_of([lambda: check_range(good)] * 2)
+    assert "image_range=(0, 1)" in message and not checks._on_their_way
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)

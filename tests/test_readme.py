@@ -1,18 +1,17 @@
 """What README prints runs as printed, and what it points to is there."""
 
-import os
 import re
 import shlex
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT
+from notebooks import execute
 from test_end_to_end import write_images
 
+from wwgan import cli, training
 from wwgan.settings import make_config
 from wwgan.training import train
 
@@ -35,51 +34,49 @@ def test_python_runs_as_printed():
     assert len([line for line in TEN_LINES.splitlines() if line.strip()]) <= 10
 
 
-@pytest.fixture
-def pictures(tmp_path) -> Path:
-    """A folder with pictures, and with data/cifar10 and a run where README has them."""
-    for folder in (tmp_path / "my" / "pictures", tmp_path / "data" / "cifar10" / "train" / "cat"):
-        write_images(folder, (64, 64), 16)
-    return tmp_path
-
-
-def run(command: str, folder: Path, *more: str) -> None:
-    """The command as printed, in `folder`, with what makes it small; its programs are those of this environment."""
-    words = shlex.split(command)
-    programs = {name: shutil.which(name, path=Path(sys.executable).parent) for name in ("papermill", "torchrun")}
-    words = [sys.executable if word == "python" else programs.get(word) or word for word in words]
-    words = [str(ROOT / word) if word.startswith("nbs/") else word for word in words]
-    environment = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
-    result = subprocess.run([*words, *more], cwd=folder, capture_output=True, text=True, env=environment, timeout=300)
-    assert result.returncode == 0, f"{command}: {(result.stdout + result.stderr)[-2000:]}"
-
-
-def options(flag: str, **given) -> list[str]:
-    """`flag` "--" or "-p " with each name and value."""
-    return [word for name, value in given.items() for word in (*shlex.split(f"{flag}{name}"), str(value))]
-
-
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("make")])
 def test_make_knows_the_target(command):
     result = subprocess.run([*command.split(), "--dry-run"], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0 and result.stdout, result.stderr
 
 
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """The folder to work in, with pictures, and with data/cifar10 where README has it."""
+    for folder in ("my/pictures", "data/cifar10/train/cat"):
+        write_images(tmp_path / folder, (64, 64), 16)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 @pytest.mark.parametrize(
     "command", [command for command in COMMANDS if not command.startswith(("make", "sbatch", "source"))]
 )
-def test_command_runs_at_smoke_size(command, pictures):
-    here = dict(data_dir=pictures / "data", run_dir=pictures / "run")
-    if "--resume" in command:
-        folder = re.search(r"--run_dir (\S+)", command).group(1)
-        begun = SMOKE | here | dict(run_dir=pictures / folder, dataset=f"folder:{pictures / 'my' / 'pictures'}")
-        train(make_config(**begun), progress=False)
-        run(command, pictures, "--steps", "2")
-        assert (pictures / folder / "samples" / "step_0000002.png").exists()
+def test_command_runs_at_smoke_size(command, here):
+    """Its notebook or module with its options, in this process; test_end_to_end.py starts papermill itself."""
+    words, small = shlex.split(command), SMOKE | dict(data_dir=here / "data", run_dir=here / "run")
+    if words[0] == "papermill":
+        assert words[1:4] == ["nbs/train.ipynb", "out.ipynb", "-p"] and len(words) == 6
+        execute("train", **{words[4]: words[5]} | small)
+    elif "--resume" in words:
+        folder = Path(words[words.index("--run_dir") + 1])
+        train(make_config(**small | dict(run_dir=folder, dataset="folder:my/pictures")), progress=False)
+        assert training.main(words[words.index("wwgan.training") + 1 :] + ["--steps", "2"]) == 0
+        assert (folder / "samples" / "step_0000002.png").exists()
         return
-    flag = "-p " if command.startswith("papermill") else "--"
-    run(command, pictures, *options(flag, **SMOKE | here))
-    assert (pictures / "run" / "samples" / "step_0000001.png").exists()
+    else:
+        assert words[:-1] and words[words.index("wwgan.training") - 1] == "-m"
+        more = [word for name, value in small.items() for word in (f"--{name}", str(value))]
+        assert training.main(words[words.index("wwgan.training") + 1 :] + more) == 0
+    assert (here / "run" / "samples" / "step_0000001.png").exists()
+
+
+def test_commands_for_a_run_are_commands_with_such_options(capsys):
+    shown = re.findall(r"^\| `wwgan (\w+) <folder>(.*?)`", README, flags=re.M)
+    assert {"report", "sample", "evaluate", "export"} == {name for name, _ in shown}
+    for name, options in shown:
+        assert cli.main([name, "nowhere", *shlex.split(options)]) == 2
+        assert re.match("error: .*(no checkpoints|there is no run)", capsys.readouterr().err)
 
 
 def test_the_environment_that_make_sets_up_is_the_one_to_activate():

@@ -4,10 +4,8 @@ import importlib.util
 import io
 import json
 import shutil
-import subprocess
-import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr
 from dataclasses import FrozenInstanceError, asdict, fields
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from wwgan import cli, runs, step, training
+from wwgan import runs, step, training
 from wwgan.data import load_images, to_float
 from wwgan.evaluation import Evaluator, frechet_distance
 from wwgan.penalty import GROUND_METRICS, Sobolev, Wasserstein
@@ -430,85 +428,3 @@ def test_short_run_learns(tmp_path, data_dir):
     before = distance(TrainState(config, 1, CPU))
     after = distance(train(config, progress=False).state)
     assert after < before / 3, (before, after)
-
-
-# the command line
-
-
-def run_main(*arguments):
-    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
-        code = cli.main([str(a) for a in arguments])
-    return code, out.getvalue(), err.getvalue()
-
-
-@pytest.mark.parametrize(
-    "arguments, words",
-    [
-        (["train", "--datset", "digits"], "did you mean 'dataset'"),
-        (["train", "--steps", "-3"], "steps must be at least 1"),
-        (["train", "--preset", "papers"], "did you mean 'paper'"),
-        (["train", "--resume", "--run_dir", "/nonexistent/run"], "there is no run"),
-        (["trian"], "did you mean 'train'"),
-        (["sample", "/nonexistent/run", "--out", "/nonexistent/out"], "no checkpoints"),
-        (["sample", "/nonexistent/run", "--out", "x.png", "-n", "0"], "n must be at least 1"),
-        (["evaluate", "/nonexistent/run"], "no checkpoints"),
-    ],
-)
-def test_command_line_refuses_with_one_line_and_code_2(arguments, words):
-    code, out, err = run_main(*arguments)
-    assert code == 2 and err.startswith("error: ") and words in err and err.count("\n") == 1 and out == ""
-
-
-def test_command_line_reports_missing_data_with_code_1(tmp_path):
-    missing = ("--preset", "smoke", "--dataset", f"folder:{tmp_path / 'none'}", "--run_dir", tmp_path / "run")
-    code, _, err = run_main("train", *missing)
-    assert code == 1 and "none" in err and not (tmp_path / "run").exists()
-
-
-def test_sample_writes_numbered_files_or_a_grid_that_follow_from_the_seed(finished, tmp_path):
-    one, two, grid = tmp_path / "one", tmp_path / "two", tmp_path / "new" / "grid.png"
-    assert run_main("sample", finished.run_dir, "-n", 5, "--out", one)[:2] == (0, f"{one}\n")
-    assert run_main("sample", finished.run_dir, "-n", 5, "--out", two, "--best", "--seed", 1)[0] == 0
-    assert [path.name for path in sorted(one.iterdir())] == [f"{k:06d}.png" for k in range(5)]
-    assert Image.open(one / "000000.png").size == (16, 16)
-    assert (one / "000000.png").read_bytes() != (two / "000000.png").read_bytes()
-    assert run_main("sample", finished.run_dir, "-n", 9, "--out", grid)[0] == 0
-    assert Image.open(grid).size == (3 * 17 + 1, 3 * 17 + 1)
-    code, _, err = run_main("sample", finished.run_dir, "--out", one)
-    assert code == 2 and "is not empty" in err
-
-
-def test_evaluate_prints_the_scores_that_training_found(finished, tmp_path):
-    code, out, err = run_main("evaluate", finished.run_dir, "--device", "cpu")
-    assert code == 0, err
-    found = json.loads(out)
-    assert found["step"] == 6 and found["scores"] == pytest.approx(finished.evaluations[-1]["scores"])
-    assert found["floor"] and found["protocol"]["samples"] == 40
-    run_main("sample", finished.run_dir, "-n", 20, "--out", tmp_path / "pictures")
-    code, out, err = run_main("evaluate", finished.run_dir, "--images", tmp_path / "pictures", "--samples", 10)
-    assert code == 0, err
-    assert json.loads(out)["protocol"]["real_samples"] == 20 and json.loads(out)["protocol"]["samples"] == 10
-
-
-def test_the_module_trains_without_the_notebook_stack(tmp_path, data_dir):
-    code = """
-import sys
-for name in ("IPython", "jupyter", "nbdev", "papermill", "nbconvert", "matplotlib", "tensorboard"):
-    sys.modules[name] = None  # importing any of these fails
-import runpy
-sys.argv = ["wwgan", "train", "--preset", "smoke", "--data_dir", sys.argv[1], "--run_dir", sys.argv[2]]
-runpy.run_module("wwgan", run_name="__main__")
-"""
-    result = subprocess.run([sys.executable, "-c", code, data_dir, tmp_path / "run"], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert str(tmp_path / "run") in result.stdout and (tmp_path / "run" / "samples" / "step_0000004.png").exists()
-
-
-def test_help_lists_every_command_and_every_setting_and_imports_little():
-    heavy = "import sys; print([name for name in ('torch', 'matplotlib') if name in sys.modules])"
-    code = f"import wwgan.cli; wwgan.cli.main(['--help']); {heavy}"
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert all(f"  {name} " in shown for name in cli.COMMANDS) and shown.endswith("[]\n")
-    with redirect_stdout(io.StringIO()) as out, pytest.raises(SystemExit):
-        training.main(["--help"])
-    assert all(f"--{f.name}" in out.getvalue() for f in fields(TrainConfig)) and "--preset" in out.getvalue()

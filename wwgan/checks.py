@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from math import isfinite
 from numbers import Real
 from typing import Any, NamedTuple, NoReturn
@@ -20,6 +19,10 @@ _RESHAPE = {
     3: "reshape: gray images (B, H, W) as x.unsqueeze(1), one image (C, H, W) as x.unsqueeze(0)",
     5: "reshape: a video (B, T, C, H, W) as x.flatten(1, 2), frames as channels, or x.flatten(0, 1), frames as images",
 }
+
+
+def _hint(images: Tensor) -> str:
+    return f": {_RESHAPE[images.dim()]}" if images.dim() in _RESHAPE else ""
 
 
 def described(value: object) -> str:
@@ -45,54 +48,56 @@ def check_image_range(image_range: Any) -> None:
         )
 
 
-_looked_at: set[tuple[Any, ...]] = set()
+_Judge = Callable[[float, float], None]
+_on_their_way: list[tuple[Any, Tensor, _Judge]] = []  # from a GPU: an event after the copy, two numbers, who asked
 
 
-def _to_be_looked_at(purpose: str, x: Tensor) -> bool:
-    """On the CPU always. Elsewhere reading a value holds up the queue: once for each shape of images."""
+def _look(x: Tensor, judge: _Judge) -> None:
+    """judge(least, greatest) of the values of x: at once, but for a GPU in a later look, as it is not waited for."""
     if not x.numel() or x.is_meta or isinstance(x, FakeTensor) or torch.compiler.is_compiling():
-        return False
-    if x.device.type == "cpu":
-        return True
+        return
     if x.is_cuda and torch.cuda.is_current_stream_capturing():
-        return False
-    key = purpose, x.device, x.shape[1:]
-    first = key not in _looked_at
-    _looked_at.add(key)
-    return first
+        return
+    bounds = torch.stack(x.detach().aminmax())
+    if not x.is_cuda:
+        return judge(*bounds.tolist())
+    bounds, arrived = bounds.to("cpu", non_blocking=True), torch.cuda.Event()
+    arrived.record(torch.cuda.current_stream(x.device))
+    _on_their_way.append((arrived, bounds, judge))
+    while _on_their_way and _on_their_way[0][0].query():
+        _, bounds, judge = _on_their_way.pop(0)
+        judge(*bounds.tolist())
 
 
 def check_range(x: Tensor, image_range: ImageRange = RANGE) -> None:
-    """Raises ValueError for images (B, C, H, W) out of range: on a CPU always, on a GPU at the first call with a shape.
+    """Raises ValueError for images (B, C, H, W) out of range; for images on a GPU a later call does. NaN passes."""
 
-    NaN passes.
-    """
-    if not _to_be_looked_at("range", x):
-        return
-    low, high = (bound.item() for bound in x.detach().aminmax())
-    slack = (image_range[1] - image_range[0]) / 2000
-    if low < image_range[0] - slack or high > image_range[1] + slack:
-        raise ValueError(
-            f"images must lie in [{image_range[0]:g}, {image_range[1]:g}], got values from {low:.4g} to {high:.4g}: "
-            + (
-                "map images in [0, 1] by 2 * x - 1, those in 0..255 by x / 127.5 - 1; a generator should end in tanh"
-                if image_range == RANGE
-                else "the ground metric's image_range says so"
+    def judge(low: float, high: float) -> None:
+        black, white = image_range
+        slack = (white - black) / 2000
+        if low < black - slack or high > white + slack:
+            raise ValueError(
+                f"images must lie in [{black:g}, {white:g}], got values from {low:.4g} to {high:.4g}: "
+                "map images in [0, 1] by 2 * x - 1, those in 0..255 by x / 127.5 - 1, or give the ground metric their "
+                "image_range; a generator should end in tanh"
             )
-        )
+
+    _look(x, judge)
 
 
 def warn_of_unit_range(x: Tensor, image_range: ImageRange | None) -> None:
     """Images in [0, 1] lie in [-1, 1]: a batch (B, C, H, W) of which all values do is warned of, as `check_range`."""
-    if image_range != RANGE or not _to_be_looked_at("sign", x):
-        return
-    low, high = (bound.item() for bound in x.detach().aminmax())
-    if 0 <= low <= high <= 1:
-        warnings.warn(
-            "no value of this batch is below 0, and black is -1: for images in [0, 1] give the ground metric "
-            "image_range=(0, 1), such as Wasserstein.released(image_range=(0, 1))",
-            stacklevel=3,
-        )
+
+    def judge(low: float, high: float) -> None:
+        if 0 <= low <= high <= 1:
+            warnings.warn(
+                "no value of this batch is below 0, and black is -1: for images in [0, 1] give the ground metric "
+                "image_range=(0, 1), such as Wasserstein.released(image_range=(0, 1))",
+                stacklevel=5,
+            )
+
+    if image_range == RANGE:
+        _look(x, judge)
 
 
 def promoted_images(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,9 +108,8 @@ def promoted_images(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
     if real.dim() != 4 or real.shape != fake.shape:
         wrong = fake if real.dim() == 4 else real
         raise ValueError(
-            "real and fake must have the same shape (B, C, H, W), "
-            f"got {tuple(real.shape)} and {tuple(fake.shape)}"
-            + (f": {_RESHAPE[wrong.dim()]}" if wrong.dim() in _RESHAPE else "")
+            f"real and fake must have the same shape (B, C, H, W), got {tuple(real.shape)} and {tuple(fake.shape)}"
+            f"{_hint(wrong)}"
         )
     if not (real.is_floating_point() and fake.is_floating_point()):
         raise ValueError(f"images must be of floating-point type, got {real.dtype} and {fake.dtype}")
@@ -130,22 +134,21 @@ def check_gradient(g: Tensor, x: Tensor) -> None:
     if g.dim() != 4 or g.shape != x.shape or 0 in g.shape[1:]:
         raise ValueError(
             "critic gradient g and images x must both have shape (B, C, H, W) with pixels, "
-            f"got {tuple(g.shape)} and {tuple(x.shape)}" + (f": {_RESHAPE[x.dim()]}" if x.dim() in _RESHAPE else "")
+            f"got {tuple(g.shape)} and {tuple(x.shape)}{_hint(x)}"
         )
 
 
 def check_score(score: Any, x: Tensor) -> None:
     """ValueError unless it is a tensor with one score for each image, which can be differentiated."""
     if not isinstance(score, Tensor):
+        got = type(score).__name__
         raise ValueError(
-            f"the critic must return a tensor of scores, got {type(score).__name__}: "
-            "wrap it, such as lambda x: critic(x)[0]"
+            f"the critic must return a tensor of scores, got {got}: wrap it, such as lambda x: critic(x)[0]"
         )
     if score.shape[:1] != x.shape[:1] or score.numel() != len(x):
         raise ValueError(
-            f"the critic must give one score for each of the {len(x)} images, got shape {tuple(score.shape)}: "
-            "average scores of patches, such as lambda x: critic(x).flatten(1).mean(1); their sum is steeper by the "
-            "number of patches"
+            f"the critic must give one score for each of the {len(x)} images, got shape {tuple(score.shape)}: average "
+            "scores of patches, as lambda x: critic(x).flatten(1).mean(1); a sum is steeper by the number of patches"
         )
     if not score.requires_grad:
         raise ValueError("the critic's score cannot be differentiated: it is detached or depends on nothing")
@@ -159,9 +162,8 @@ def check_arguments(ground: object, weight: object, generator: object) -> None:
         raise ValueError(f"ground must be a ground metric such as Wasserstein.released(), got {described(ground)}")
     if generator is not None and not isinstance(generator, torch.Generator):
         hint = ": the network that makes images is not needed, fake is its images" * isinstance(generator, nn.Module)
-        raise ValueError(
-            f"generator must be a torch.Generator, for random numbers, or None, got {described(generator)}{hint}"
-        )
+        got = described(generator)
+        raise ValueError(f"generator must be a torch.Generator, for random numbers, or None, got {got}{hint}")
     if not torch.is_grad_enabled():
         mode = "inference_mode" if torch.is_inference_mode_enabled() else "no_grad"
         raise ValueError(f"gradients are off, by torch.{mode}: the penalty would not train the critic")
@@ -186,34 +188,19 @@ class Penalty(_LossAndNorm):
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __neg__ = backward = _is_no_number
 
 
-_watched: "WeakSet[Any]" = WeakSet()
-
-
-def _network_behind(critic: Callable[..., Any]) -> Any:
-    """What stays when a wrapper is written anew in each update: the network if it can be seen, else the code."""
-    while isinstance(critic, partial):
-        critic = critic.func
-    critic = getattr(critic, "__self__", critic)  # of a bound method
-    for cell in getattr(critic, "__closure__", None) or ():
-        if isinstance(cell.cell_contents, nn.Module):
-            return cell.cell_contents
-    return critic if isinstance(critic, nn.Module) else getattr(critic, "__code__", type(critic))
+_warned_of: "WeakSet[nn.Module]" = WeakSet()
 
 
 @contextmanager
-def batch_norm_warned_of(critic: Callable[..., Any]) -> Iterator[None]:
-    """Looks, while it lasts, at every module that runs, and warns of batch norm in training mode.
-
-    In the first evaluation of a critic only: afterwards it costs nothing.
-    """
-    network = _network_behind(critic)
-    if network in _watched or torch.compiler.is_compiling():
+def batch_norm_warned_of() -> Iterator[None]:
+    """Looks at the modules that run meanwhile, whatever wraps them; warns once of each batch norm in training mode."""
+    if torch.compiler.is_compiling():
         yield
         return
     found: list[nn.Module] = []
 
     def look(module: nn.Module, *_: Any) -> None:
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training and module not in _warned_of:
             found.append(module)
 
     hook = nn.modules.module.register_module_forward_hook(look)
@@ -221,7 +208,7 @@ def batch_norm_warned_of(critic: Callable[..., Any]) -> Iterator[None]:
         yield
     finally:
         hook.remove()
-    _watched.add(network)
+    _warned_of.update(found)
     if found:
         warnings.warn(
             "the critic has batch norm in training mode: its score of an image depends on the others in the batch, and "

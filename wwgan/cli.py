@@ -4,70 +4,90 @@ import argparse
 import importlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-COMMANDS = {  # name: the module whose main does it, none for those below; and what it does
-    "train": ("training", "train a generator, or go on with a run"),
-    "sample": (None, "draw images from a run's generator"),
-    "evaluate": (None, "score a run's generator: JSON with protocol, and what real images score"),
-    "report": ("report", "write a run's pictures, numbers and settings as one page, report.html"),
-    "study": ("evidence.study", "train what is not yet recorded of a study, and record it"),
-    "bench": ("evidence.cost", "measure what the ground metric costs"),
+if TYPE_CHECKING:
+    from .runs import Run
+
+COMMANDS = {
+    "train": "train a generator, or go on with a run",
+    "sample": "draw images from a run's generator, or strips between latent vectors",
+    "evaluate": "score a run's generator: JSON with protocol, and what real images score",
+    "report": "write a run's pictures, numbers and settings as one page, report.html",
+    "export": "write a run's generator for others: safetensors weights with a model card",
+    "study": "train what is not yet recorded of a study, and record it",
+    "bench": "measure what the ground metric costs",
+}
+_PROGRAMS = dict(train="training", study="evidence.study", bench="evidence.cost")  # modules with a main of their own
+_STATE = {
+    "--best": dict(action="store_true", help="the state with the best evaluation, not the newest one"),
+    "--device": dict(default="auto", help="auto, cpu, cuda or cuda:<number>"),
+}
+_OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "sample": _STATE
+    | {
+        "-n": dict(type=int, default=64, help="number of images, or of strips [64]"),
+        "--out": dict(type=Path, required=True, help="a new folder, or a file <name>.png for a grid"),
+        "--seed": dict(type=int, default=0, help="of the latent vectors [0]"),
+        "--interpolate": dict(type=int, metavar="K", help="strips of K images from one latent vector to another"),
+    },
+    "evaluate": _STATE
+    | {
+        "--features": dict(help="inception, efficientnet or pixels; default: as the run's settings say"),
+        "--samples": dict(type=int, help="number of generated images; default: as the run's settings say"),
+        "--images": dict(type=Path, metavar="FOLDER", help="real images; default: those of the training"),
+    },
+    "report": {},
+    "export": _STATE | {"folder": dict(type=Path, metavar="FOLDER", help="a new folder")},
 }
 
 
-def usage() -> str:
-    """What `wwgan --help` prints."""
-    lines = [f"  {name:<10} {what}" for name, (_, what) in COMMANDS.items()]
-    return "\n".join(["usage: wwgan COMMAND [OPTIONS]", "", *lines, "", "wwgan COMMAND --help says more."])
+def _read(command: str, arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=f"wwgan {command}", allow_abbrev=False, description=COMMANDS[command])
+    parser.add_argument("run_dir", type=Path, metavar="RUN", help="folder of a run")
+    for name, keywords in _OPTIONS[command].items():
+        parser.add_argument(name, **keywords)
+    given, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        from .files import unknown_name
+
+        raise unknown_name("option", unknown[0].lstrip("-").partition("=")[0], _OPTIONS[command])
+    return given
 
 
-def _parser(command: str) -> argparse.ArgumentParser:
-    description = COMMANDS[command][1].capitalize() + "."
-    parser = argparse.ArgumentParser(prog=f"wwgan {command}", allow_abbrev=False, description=description)
-    parser.add_argument("run_dir", type=Path, metavar="RUN", help="folder of a run that has a checkpoint")
-    parser.add_argument("--best", action="store_true", help="its state with the best evaluation, not the newest one")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<number>")
-    return parser
-
-
-def sample(arguments: Sequence[str]) -> None:
+def sample(given: argparse.Namespace) -> Path:
     """Write generated images: as numbered PNG files into a new folder, or as one grid."""
-    parser = _parser("sample")
-    parser.add_argument("-n", type=int, default=64, help="number of images [64]")
-    parser.add_argument("--out", type=Path, required=True, help="a new folder, or a file <name>.png for a grid")
-    parser.add_argument("--seed", type=int, default=0, help="of the latent vectors [0]")
-    given = parser.parse_args(arguments)
     import torch
 
     from .data import to_uint8
+    from .evidence.probe import great_circle
     from .runs import check_free, image_grid, load_run, save_picture
     from .step import generate
 
-    if given.n < 1:
-        raise ValueError(f"n must be at least 1, got {given.n}")
+    for name, least in dict(n=1, interpolate=2).items():
+        if (value := getattr(given, name)) is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
     if given.out.suffix != ".png":
         check_free(given.out)
     state = load_run(given.run_dir, given.device, given.best).state
-    z = state.latent(given.n, torch.Generator(state.device).manual_seed(given.seed))
-    images = torch.cat([to_uint8(generate(state.ema, part)).cpu() for part in z.split(250)])
+    random = torch.Generator(state.device).manual_seed(given.seed)
+    z, columns = state.latent(given.n, random), round(given.n**0.5)
+    if given.interpolate:
+        z, columns = great_circle(z, state.latent(given.n, random), given.interpolate - 1), given.interpolate
+    images = torch.cat([to_uint8(generate(state.ema, part)).cpu() for part in z.flatten(0, -2).split(250)])
     if given.out.suffix == ".png":
-        save_picture(given.out, image_grid(images, columns=round(given.n**0.5)))
+        save_picture(given.out, image_grid(images, columns))
     else:
         for k, image in enumerate(images):
             save_picture(given.out / f"{k:06d}.png", image)
-    print(given.out)
+    return given.out
 
 
-def evaluate(arguments: Sequence[str]) -> None:
-    """Print the scores of generated images with their protocol, and what as many real images score."""
-    parser = _parser("evaluate")
-    parser.add_argument("--features", help="inception, efficientnet or pixels; default: as the run's settings say")
-    parser.add_argument("--samples", type=int, help="number of generated images; default: as the run's settings say")
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help="real images; default: those of the training")
-    given = parser.parse_args(arguments)
+def evaluate(given: argparse.Namespace) -> str:
+    """The scores of generated images with their protocol, and what as many real images score."""
     from .data import load_images
     from .evaluation import check_features
     from .runs import load_run
@@ -81,37 +101,92 @@ def evaluate(arguments: Sequence[str]) -> None:
     check_features(config.eval_features, config.eval_weights)
     images = load_images(config.dataset, config.data_dir, config.size).to(run.state.device)
     scores = make_evaluator(config, images)(draw_many(run.state, config.eval_samples))
-    print(json.dumps(dict(run=str(given.run_dir), step=run.state.step) | scores, indent=1))
+    return json.dumps(dict(run=str(given.run_dir), step=run.state.step) | scores, indent=1)
 
 
-def _guarded(command: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> int:
-    """The exit code: 0, 1 for what failed, 2 for names and values that are wrong, 130 when interrupted."""
-    try:
-        command(arguments)
-        return 0
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+def report(given: argparse.Namespace) -> Path:
+    """Write report.html into the folder of a run, finished or not."""
+    from .report import write_report
+
+    return write_report(given.run_dir)
+
+
+_CARD = """---
+library_name: wwgan
+pipeline_tag: unconditional-image-generation
+---
+# {dataset}, {penalty}
+
+A {architecture} generator of images ({channels}, {size}, {size}) in [-1, 1], trained for {step:,} updates on {dataset}
+against a critic whose gradient was penalised in {ground}. It needs PyTorch, safetensors and wwgan without extras:
+
+```python
+import torch
+from safetensors.torch import load_file
+from wwgan.networks import make_networks
+
+generator, _ = make_networks("{architecture}", {size}, {channels}, latent_dim={latent_dim}, width={width})
+generator.load_state_dict(load_file("generator.safetensors"))
+images = generator.eval()(torch.randn(64, {latent_dim}))
+```
+"""
+
+
+def model_card(run: "Run") -> str:
+    """What others have to know of a run's generator: how to load it, its scores, settings and origin, as Markdown."""
+    from .runs import LOCAL, read_provenance
+
+    config, state = asdict(run.config), run.state
+    sections = dict(
+        scores=next((line for line in run.evaluations if line["step"] == state.step), "this state was not evaluated"),
+        settings={name: value for name, value in config.items() if name not in LOCAL},
+        provenance=read_provenance(run.run_dir) if run.run_dir else {},
+    )
+    text = _CARD.format(**config, step=state.step, channels=state.channels, ground=run.config.ground(state.step))
+    for name, content in sections.items():
+        text += f"\n## {name.capitalize()}\n\n```json\n{json.dumps(content, indent=1)}\n```\n"
+    return text
+
+
+def export(given: argparse.Namespace) -> Path:
+    """Write generator.safetensors, with the weights that samples come from, and the model card README.md."""
+    from safetensors.torch import save
+
+    from .files import write_atomically
+    from .runs import check_free, load_run
+
+    check_free(given.folder)
+    run = load_run(given.run_dir, given.device, given.best)
+    weights = save({name: tensor.cpu().contiguous() for name, tensor in run.generator.state_dict().items()})
+    card = model_card(run).encode()
+    given.folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(given.folder / "generator.safetensors", lambda file: file.write(weights))
+    write_atomically(given.folder / "README.md", lambda file: file.write(card))
+    return given.folder
 
 
 def main(argv: Iterable[str] | None = None) -> int:
-    """Run a command; returns the exit code. A command's modules are imported when it is asked for."""
+    """Run a command, whose modules are imported only then; the exit code: 0, 1 for what failed, 2 for what is wrong."""
     name, *arguments = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
     if name in ("-h", "--help", "help"):
-        print(usage())
+        lines = [f"  {command:<10} {what}" for command, what in COMMANDS.items()]
+        print("usage: wwgan COMMAND [OPTIONS]", "", *lines, "", "wwgan COMMAND --help says more.", sep="\n")
         return 0
-    if name not in COMMANDS:
-        from .files import unknown_name
+    if name in _PROGRAMS:
+        code: int = importlib.import_module(f"wwgan.{_PROGRAMS[name]}").main(arguments)
+        return code
+    try:
+        if name not in COMMANDS:
+            from .files import unknown_name
 
-        print(f"error: {unknown_name('command', name, COMMANDS)}", file=sys.stderr)
-        return 2
-    module, _ = COMMANDS[name]
-    if module is None:
-        return _guarded(dict(sample=sample, evaluate=evaluate)[name], arguments)
-    code: int = importlib.import_module(f"wwgan.{module}").main(arguments)
-    return code
+            raise unknown_name("command", name, COMMANDS)
+        print(dict(sample=sample, evaluate=evaluate, report=report, export=export)[name](_read(name, arguments)))
+        return 0
+    except ModuleNotFoundError as error:
+        print(f"error: wwgan {name} needs the package {error.name}: pip install 'wwgan[all]'", file=sys.stderr)
+        return 1
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, (ValueError, FileNotFoundError)) else 1
+    except KeyboardInterrupt:
+        return 130

@@ -226,7 +226,7 @@ def _squares(pictures: Pictures, size: int, channels: int, enlarge: bool) -> Ite
 
     ValueError names the pictures of a block that are refused, ten at most.
     """
-    from tqdm import tqdm
+    from .progress import Progress
 
     refused: list[str] = []
 
@@ -237,8 +237,8 @@ def _squares(pictures: Pictures, size: int, channels: int, enlarge: bool) -> Ite
             refused.append(str(error))
             return None
 
-    total = len(pictures)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, tqdm(total=total, desc="preparing", delay=1) as bar:
+    workers, total = min(8, os.cpu_count() or 1), len(pictures)
+    with ThreadPoolExecutor(workers) as pool, Progress(total=total, desc="preparing", unit="image", delay=1) as bar:
         for start in range(0, total, _BLOCK):
             made = [*pool.map(square, pictures[start : start + _BLOCK])]
             if refused[1:]:

@@ -214,13 +214,13 @@ def image_features(
     device: default: where the images are. batch_size: default: 256 on a CUDA device, else 16. what: name for the bar.
     Raises as `check_features`, and ValueError for weights that are not FID's and for images of other shape or type.
     """
-    from tqdm import tqdm
+    from wwgan.progress import Progress
 
     _check_images(images, what)
     device = torch.device(device or images.device)
     network = _network(features, check_features(features, weights), device)
     found: list[list[Tensor]] = []
-    with tqdm(total=len(images), desc=f"features of {what}", unit="image", disable=not progress, delay=2) as bar:
+    with Progress(total=len(images), desc=f"features of {what}", unit="image", disable=not progress, delay=2) as bar:
         for batch in images.split(batch_size or (256 if device.type == "cuda" else 16)):
             found.append([values.float().cpu() for values in network(batch.to(device))])
             bar.update(len(batch))

@@ -361,7 +361,7 @@ def gradient_penalty(
     """Penalty that holds the critic 1-Lipschitz with respect to a ground metric: add its .loss to the critic's.
 
     critic: images -> one score for each, (B,), (B, 1) or (B, 1, 1, 1); for labels, lambda x: critic(x, labels).
-    Batch norm, which makes scores depend on the other images of the batch, is warned of in a critic's first call.
+    Batch norm, which makes scores depend on the other images of the batch, is warned of once for each critic.
     real, fake: (B, C, H, W), same shape and device, in [-1, 1] or the ground metric's image_range; half precision is
     promoted. ground: such as Euclidean(); the default is the released form. one_sided: charge only norms above 1.
     weight: lambda, a number or a tensor of one; None: the ground metric's, 4 for Wasserstein(), 10 for Euclidean().
@@ -369,7 +369,7 @@ def gradient_penalty(
     pairs: "random", "matched" or "matched-ground". epsilon: the real images' shares (B, 1, 1, 1); None: drawn. These
     as `penalty_points` has them. generator: random state on the images' device, torch.Generator.
     Returns the loss (scalar) and the norms (B,). Raises ValueError for wrong shapes or types, for gradients switched
-    off, and for values out of range, which on a GPU are looked at in the first call only.
+    off, and for values out of range; for images on a GPU, which is not waited for, a later call raises.
     To compile, compile a function that calls `penalty_at`, not the critic.
     Source: Gulrajani et al. 2017 for the penalty; Dukler et al. 2019, for the norm.
     """
@@ -377,5 +377,5 @@ def gradient_penalty(
     image_range, embedding = getattr(ground, "image_range", None), getattr(ground, "embedding", None)
     x = penalty_points(real, fake, points, generator, epsilon, pairs, embedding, image_range or RANGE)
     warn_of_unit_range(real, image_range)
-    with batch_norm_warned_of(critic):
+    with batch_norm_warned_of():
         return penalty_at(critic, x, ground, weight, one_sided)

@@ -1,9 +1,7 @@
 """The report of a run: a notebook of its pictures, numbers and settings, executed, as a page that needs no network."""
 
-import argparse
 import html
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,18 +70,14 @@ def cells(run_dir: Path) -> Iterator[tuple[str, str]]:
 def write_report(run_dir: str | Path) -> Path:
     """Write a run's report.html anew from what its folder holds, also of a run that was killed.
 
-    Raises FileNotFoundError or ValueError for a folder that holds no run, naming the file, and ValueError where Jupyter
-    is not installed.
+    Raises FileNotFoundError or ValueError for a folder that holds no run, naming the file.
     """
     run_dir = Path(run_dir)
     sources = list(cells(run_dir))  # raises for a folder that holds no run
-    try:
-        import ipykernel  # noqa: F401
-        import nbformat.v4 as nb
-        from nbclient import NotebookClient
-        from nbconvert import HTMLExporter
-    except ImportError as error:
-        raise ValueError(f"a report is made by Jupyter: pip install 'wwgan[all]' ({error})") from None
+    import ipykernel  # noqa: F401
+    import nbformat.v4 as nb
+    from nbclient import NotebookClient
+    from nbconvert import HTMLExporter
     from traitlets.config import Config
 
     make: dict[str, Any] = dict(markdown=nb.new_markdown_cell, code=nb.new_code_cell)
@@ -94,21 +88,3 @@ def write_report(run_dir: str | Path) -> Path:
     page = _PAGE.format(title=html.escape(run_dir.resolve().name), body=body)
     write_atomically(run_dir / "report.html", lambda file: file.write(page.encode()))
     return run_dir / "report.html"
-
-
-def main(argv: Iterable[str] | None = None) -> int:
-    """Write reports from the command line; the exit code: 0, or 1 where one could not be written."""
-    parser = argparse.ArgumentParser(prog="wwgan report", description="Write report.html into the folder of a run.")
-    parser.add_argument("run_dir", nargs="+", help="folder of a run, finished or not")
-    failed = False
-    for run_dir in parser.parse_args(argv).run_dir:
-        try:
-            print(write_report(run_dir))
-        except (ValueError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            failed = True
-    return int(failed)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

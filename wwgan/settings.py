@@ -1,9 +1,9 @@
 """The settings of a training run: read, checked and filled in."""
 
-import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import Field, dataclass, field, fields
+from math import inf
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -14,22 +14,13 @@ from .graph import NEIGHBORHOODS
 from .networks import ARCHITECTURES
 from .penalty import GROUND_METRICS, GroundMetric, usual_weight
 from .points import PAIRS, POINTS
+from .sources import DATASETS
 
 
-def _read_bool(value: object) -> bool:
-    return {"true": True, "false": False}[str(value).lower()]
-
-
-def _read_int(value: Any) -> int:
-    if isinstance(value, bool) or isinstance(value, float) and value != int(value):
+def _read_number(value: Any, kind: Callable[[Any], Any] = float) -> Any:
+    if isinstance(value, bool) or isinstance(value, float) and kind(value) != value:  # as NaN is
         raise ValueError
-    return int(value)
-
-
-def _read_float(value: Any) -> float:
-    if isinstance(value, bool):
-        raise ValueError
-    return float(value)
+    return kind(value)
 
 
 def _read_text(value: object) -> str:
@@ -39,15 +30,14 @@ def _read_text(value: object) -> str:
 
 
 def _read_pair(value: Any) -> tuple[float, float]:
-    parts = value.strip("()[] ").split(",") if isinstance(value, str) else value
-    first, second = map(_read_float, parts)
-    return first, second
+    first, second = value.strip("()[] ").split(",") if isinstance(value, str) else value
+    return _read_number(first), _read_number(second)
 
 
 _READERS: dict[Any, tuple[Callable[[Any], Any], str]] = {
-    bool: (_read_bool, "true or false"),
-    int: (_read_int, "an integer"),
-    float: (_read_float, "a number"),
+    bool: (lambda value: {"true": True, "false": False}[str(value).lower()], "true or false"),
+    int: (lambda value: _read_number(value, int), "an integer"),
+    float: (_read_number, "a number"),
     str: (_read_text, "a non-empty text"),
     tuple[float, float]: (_read_pair, "two numbers such as 0.5,0.9"),
 }
@@ -72,34 +62,26 @@ GROUND_FIELDS = {  # which ground metrics have them
 }
 
 
-def setting(
-    default: Any,
-    help: str,
-    choices: Collection[str] | None = None,
-    least: float | None = None,
-    positive: bool = False,
-    below: float | None = None,
-) -> Any:
+def setting(default: Any, help: str, choices: Collection[str] | None = None, **bounds: float) -> Any:
     """A field of the settings: the one line that `--help` shows, and the values it may have.
 
-    choices: names. least, below: an interval that is open above. positive: finite numbers above 0.
+    choices: names. bounds: least, the smallest number; above and below, what a number may not reach.
     A field that is added later must have a default that means what runs did before it.
     """
-    allowed = dict(choices=choices, least=least, positive=positive, below=below)
-    return field(default=default, metadata=dict(help=help) | allowed)
+    return field(default=default, metadata=dict(help=help, choices=choices, bounds=bounds))
 
 
 def _check(field: "Field[Any]", value: Any) -> None:
     """ValueError unless the value, or each of a pair of values, is one that the field may have."""
-    choices, least, positive, below = (field.metadata[name] for name in ("choices", "least", "positive", "below"))
+    choices, bounds = field.metadata["choices"], field.metadata["bounds"]
     if choices is not None and value not in choices:
         raise unknown_name(field.name, value, choices)
-    for number in value if isinstance(value, tuple) else (value,):
-        if positive and not 0 < number < math.inf:
-            raise ValueError(f"{field.name} must be positive and finite, got {value}")
-        if least is not None and not least <= number < (math.inf if below is None else below):
-            expected = f"be at least {least}" if below is None else f"lie in [{least}, {below})"
-            raise ValueError(f"{field.name} must {expected}, got {value}")
+    low, high = bounds.get("least", bounds.get("above", -inf)), bounds.get("below", inf)
+    for number in (value if isinstance(value, tuple) else (value,)) if bounds else ():
+        if not low <= number < high or number == bounds.get("above"):
+            expected = f"in [{low}, {high})" if "below" in bounds else f"at least {low}"
+            expected = "positive and finite" if "above" in bounds else expected
+            raise ValueError(f"{field.name} must be {expected}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -109,21 +91,19 @@ class TrainConfig:
     A default of None may be given as well; where the type has no None, the usual value takes its place.
     """
 
-    dataset: str = setting("digits", "digits, cifar10, celeba or folder:<path>")
+    dataset: str = setting("digits", ", ".join(DATASETS).replace("folder", "folder:<path>"))
     data_dir: str | None = setting(None, "holds data sets and prepared arrays; None: data/ of the repository")
     size: int = setting(None, "pixels on a side; None: the data set's usual size")
     architecture: str = setting("dcgan", "networks", ARCHITECTURES)
     width: int = setting(None, "channels of the widest resolution; None: the architecture's usual width", least=1)
     latent_dim: int = setting(None, "entries of z; None: the architecture's usual number", least=1)
     penalty: str = setting("wasserstein", "ground metric", GROUND_METRICS)
-    weight: float = setting(None, "lambda; None: the weight usual for the penalty", least=0, below=math.inf)
+    weight: float = setting(None, "lambda; None: the weight usual for the penalty", least=0, below=inf)
     length: float | None = setting(
-        None, "pixels that motions may go, wasserstein, wasserstein-shuffled, sobolev; None: as in the chosen form"
+        None, "pixels that motions may go, wasserstein(-shuffled), sobolev; None: the form's"
     )
     length_end: float | None = setting(None, "length that the updates come to in a straight line; None: stays")
-    length_steps: int | None = setting(
-        None, "generator updates from length to length_end; None: half of steps", least=1
-    )
+    length_steps: int | None = setting(None, "generator updates until length_end; None: half of steps", least=1)
     order: float | None = setting(None, "of the Sobolev norm, sobolev only; None: -1.5")
     l2: float | None = setting(None, "gamma, Wasserstein only; None: as in the chosen form")
     mass: float | None = setting(None, "alpha, Wasserstein only; None: 1 / pixels for wasserstein-paper, else 0")
@@ -135,13 +115,11 @@ class TrainConfig:
     pairs: str = setting("random", "what is interpolated between; matched: by Euclidean distance", PAIRS)
     critic_steps: int = setting(5, "critic updates for one generator update", least=1)
     batch_size: int = setting(64, "images in a batch", least=1)
-    lr: float = setting(1e-4, "Adam's learning rate, both networks", positive=True)
+    lr: float = setting(1e-4, "Adam's learning rate, both networks", above=0)
     betas: tuple[float, float] = setting((0.5, 0.9), "Adam's betas, both networks", least=0, below=1)
     steps: int = setting(20_000, "generator updates", least=1)
     ema: float = setting(0.0, "decay of the EMA of generator weights that samples come from; 0: none", least=0, below=1)
-    penalty_every: int = setting(
-        1, "critic updates from one penalty to the next, weighted by as much; 1: in each", least=1
-    )
+    penalty_every: int = setting(1, "critic updates to the next penalty, weighted by as much; 1: in each", least=1)
     precision: str = setting("float32", "bf16: networks in bfloat16, weights and norms in float32", PRECISIONS)
     channels_last: bool = setting(True, "images with channels last in memory: the same numbers to rounding, faster")
     compile: bool = setting(False, "compile both steps, with CUDA graphs on a GPU: pays on a GPU, hardly on a CPU")
@@ -170,7 +148,9 @@ class TrainConfig:
             if getattr(self, name) is not None:
                 self._set(name, str(Path(getattr(self, name)).expanduser()))
         self._fill_in()
-        self._check_together()
+        self._check_size_and_place()
+        self._check_schedule()
+        self.ground()  # refuses fields that the penalty does not have
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -178,12 +158,10 @@ class TrainConfig:
     def _fill_in(self) -> None:
         """The usual values in the place of None."""
         family, size = ARCHITECTURES[self.architecture], default_size(self.dataset)  # refuses an unknown data set
-        usual = dict(
-            size=size if size in family.sizes else family.sizes[0],
-            width=family.width,
-            latent_dim=family.latent_dim,
-            weight=usual_weight(self.ground()),
+        usual: dict[str, Any] = dict(
+            width=family.width, latent_dim=family.latent_dim, weight=usual_weight(self.ground())
         )
+        usual["size"] = size if size in family.sizes else family.sizes[0]
         for name, value in usual.items():
             if getattr(self, name) is None:
                 self._set(name, value)
@@ -194,32 +172,26 @@ class TrainConfig:
         if self.length_end is not None and self.length_steps is None:
             self._set("length_steps", max(self.steps // 2, 1))
 
-    def _check_together(self) -> None:
-        """ValueError for what one field alone does not show."""
+    def _check_size_and_place(self) -> None:
         sizes = ARCHITECTURES[self.architecture].sizes
         if self.size not in sizes:
-            raise ValueError(
-                f"size must be one of {', '.join(map(str, sizes))} for {self.architecture}, got {self.size}"
-            )
+            known = ", ".join(map(str, sizes))
+            raise ValueError(f"size must be one of {known} for {self.architecture}, got {self.size}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise unknown_name("device", self.device, ["auto", "cpu", "cuda", "cuda:<number>"])
         if self.resume and self.run_dir is None:
             raise ValueError("resume needs run_dir, the folder of the run to go on with")
-        self._check_schedule()
-        self.ground()
 
     def _check_schedule(self) -> None:
         """A length that changes over the updates has two ends and a duration, and steps that are not compiled."""
+        if self.length_end is None and self.length_steps is not None:
+            raise ValueError(f"length_steps needs length_end, where the length goes, got {self.length_steps}")
         if self.length_end is None:
-            if self.length_steps is not None:
-                raise ValueError(f"length_steps needs length_end, where the length goes, got {self.length_steps}")
             return
         if self.length is None:
             raise ValueError(f"length_end needs length, where it starts, got length_end={self.length_end}")
         if self.compile:
-            raise ValueError(
-                "a length that changes would be compiled anew in each update: leave out compile or length_end"
-            )
+            raise ValueError("a length that changes is compiled anew in each update: leave out compile or length_end")
         self.ground(self.length_steps or 1)  # refuses a bad length_end
 
     def ground(self, step: int = 0) -> GroundMetric:
@@ -227,10 +199,8 @@ class TrainConfig:
         changes = {name: getattr(self, name) for name in GROUND_FIELDS if getattr(self, name) is not None}
         for name in changes:
             if self.penalty not in GROUND_FIELDS[name]:
-                raise ValueError(
-                    f"{name} belongs to the penalties {', '.join(GROUND_FIELDS[name])}, "
-                    f"the penalty here is {self.penalty!r}"
-                )
+                known = ", ".join(GROUND_FIELDS[name])
+                raise ValueError(f"{name} belongs to the penalties {known}, the penalty here is {self.penalty!r}")
         if self.length is not None and self.length_end is not None and self.length_steps is not None:
             share = min(step / self.length_steps, 1.0)
             changes["length"] = (1 - share) * self.length + share * self.length_end
@@ -238,26 +208,20 @@ class TrainConfig:
 
 
 SETTINGS = {f.name: f for f in fields(TrainConfig)}
-_PAPER_STEPS = {"celeba": 6_332, "cifar10": 200_000}
+PRESETS = ("paper", "quick", "smoke")
 
 
-def _paper(given: Mapping[str, Any]) -> dict[str, Any]:
-    steps = _PAPER_STEPS.get(str(given.get("dataset")), 20_000)
-    return dict(steps=steps, sample_interval=max(steps // 20, 1), eval_real=10_000)
-
-
-def _quick(given: Mapping[str, Any]) -> dict[str, Any]:
-    small = dict(width=32, lr=5e-4, steps=600, ema=0.98, eval_real=10_000)
-    return small | dict(log_interval=10, sample_interval=100, checkpoint_interval=200)
-
-
-def _smoke(given: Mapping[str, Any]) -> dict[str, Any]:
+def _preset(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a preset, some of which depend on what is given."""
+    if name == "paper":
+        steps = dict(celeba=6_332, cifar10=200_000).get(str(given.get("dataset")), 20_000)
+        return dict(steps=steps, sample_interval=max(steps // 20, 1), eval_real=10_000)
+    if name == "quick":
+        quick: dict[str, Any] = dict(width=32, lr=5e-4, steps=600, ema=0.98, eval_real=10_000)
+        return quick | dict(log_interval=10, sample_interval=100, checkpoint_interval=200)
     size = 16 if given.get("architecture", "dcgan") == "dcgan" else None
-    small = dict(size=size, width=8, latent_dim=16, batch_size=16, critic_steps=2, steps=4, ema=0.5)
+    small: dict[str, Any] = dict(size=size, width=8, latent_dim=16, batch_size=16, critic_steps=2, steps=4, ema=0.5)
     return small | dict(log_interval=1, sample_interval=2, checkpoint_interval=2)
-
-
-PRESETS = {"paper": _paper, "quick": _quick, "smoke": _smoke}
 
 
 def make_config(preset: str | None = None, **given: Any) -> TrainConfig:
@@ -273,14 +237,11 @@ def make_config(preset: str | None = None, **given: Any) -> TrainConfig:
     preset = read_setting("preset", str, "quick" if preset is None else preset)
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
-    return TrainConfig(**PRESETS[preset](given) | given)
+    return TrainConfig(**_preset(preset, given) | given)
 
 
 def parameters_of(namespace: Mapping[str, Any]) -> dict[str, Any]:
     """The plain values among a notebook's variables: its papermill parameters, if taken before others are defined."""
     plain = (str, int, float, list, tuple, dict, type(None))
-    return {
-        name: value
-        for name, value in namespace.items()
-        if isinstance(value, plain) and not name.startswith("_") and name not in ("In", "Out")
-    }
+    public = {name: value for name, value in namespace.items() if name[0] != "_" and name not in ("In", "Out")}
+    return {name: value for name, value in public.items() if isinstance(value, plain)}

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from .data import load_images, preparation
 from .distributed import first_process_first, joined_processes, over_processes, pick_device, rank, world_size
 from .evaluation import Evaluator, check_features
 from .files import project_root, unknown_name
+from .progress import Progress
 from .runs import (
     LOCAL,
     RunFolder,
@@ -39,9 +40,6 @@ from .settings import PRESETS, SETTINGS, TrainConfig
 from .step import TrainState, check_compiled, draw_many, draw_samples, gradient_norms, update
 from .stopping import Stopped as Stopped
 from .stopping import stop_requests as stop_requests
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
 
 
 def preflight(config: TrainConfig) -> torch.device:
@@ -152,19 +150,16 @@ def _asked_to_stop(stop: list[int], state: TrainState) -> bool:
     return bool(over_processes(torch.tensor(float(bool(stop)), device=state.device), "max"))
 
 
-def _updates(state: TrainState, progress: bool) -> "tqdm[int]":
+def _updates(state: TrainState, progress: bool) -> Progress:
     """The generator updates still to do, with a progress bar if asked for."""
-    from tqdm import tqdm
-
     config = state.config
-    return tqdm(
+    return Progress(
         range(state.step + 1, config.steps + 1),
         initial=state.step,
         total=config.steps,
         unit="update",
         desc=f"{config.dataset}, {config.penalty}",
         disable=not progress,
-        mininterval=1.0,
     )
 
 

@@ -30,7 +30,7 @@ CELLS = {
     "evidence/08_perturbation": "plot-wasserstein-at-matched-euclidean-size",
     "evidence/08_probe": "check-paths",
     "explore": "examples",
-    "howto/own_gan": "both-trained",
+    "howto/own_gan": "critic-gradients",
     "howto/own_metric": "what-it-finds-near",
     "howto/own_data": "preparation",
 }

@@ -8,6 +8,7 @@ import time
 from collections import ChainMap
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from statistics import quantiles
@@ -64,12 +65,15 @@ def interleaved(
     n: calls in a row of which the mean is taken, several where a GPU's queue must stay full. shown: what the progress
     bar is called; empty: none. Two rounds before the first do not count.
     """
-    from tqdm import tqdm
-
     wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
     order, shuffler = list(calls), random.Random(0)
     seconds: dict[Any, list[float]] = {name: [] for name in calls}
-    for k in tqdm(range(-2, rounds), desc=shown, unit="round", disable=not shown):
+    turns: Iterable[int] = range(-2, rounds)
+    if shown and find_spec("tqdm"):  # a machine that is only lent may have torch alone
+        from ..progress import Progress
+
+        turns = Progress(turns, desc=shown, unit="round")
+    for k in turns:
         shuffler.shuffle(order)
         for name in order:
             wait()

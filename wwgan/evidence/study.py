@@ -136,7 +136,7 @@ def run_study(
     Raises ValueError for wrong arguments and for folders that hold other settings, before anything is trained;
     RuntimeError naming the runs that failed, after the others are done.
     """
-    from tqdm import tqdm
+    from ..progress import Progress
 
     if workers < 1 or threads is not None and threads < 1:
         raise ValueError(f"workers and threads must be at least 1, got {workers} and {threads}")
@@ -151,7 +151,7 @@ def run_study(
             if (folder / "config.json").exists():
                 check_same_settings(folder, run.config)
     with closing((_attempt(run) for run in chosen) if workers == 1 else _in_processes(chosen, workers)) as ended:
-        failed = [error for error in tqdm(ended, "runs", len(chosen), unit="run", disable=not progress) if error]
+        failed = [error for error in Progress(ended, "runs", len(chosen), unit="run", disable=not progress) if error]
     if failed:
         raise RuntimeError("; ".join(failed))
     return [Path(run.record) for run in chosen]

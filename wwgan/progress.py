@@ -1,0 +1,21 @@
+"""Progress bars that move on a terminal and leave a few lines where what they print is kept."""
+
+from typing import Any
+
+from tqdm import tqdm
+
+
+class Progress(tqdm):  # type: ignore[misc]  # without types
+    """tqdm, which in a notebook, a log or a file comes back only after half as long again as it has taken so far."""
+
+    _next = 0.0  # seconds
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, mininterval=1.0, miniters=1, **kwargs)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Show it, which `close` asks for with a position."""
+        elapsed = self.format_dict["elapsed"]
+        if pos is not None or elapsed >= self._next or self.fp.isatty():
+            self._next = 1.5 * elapsed
+            super().display(msg, pos)
