@@ -3,7 +3,6 @@
 import operator
 import warnings
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import plain
