@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from .stopping import keep_streams
+
 COMMANDS = {  # name: the module whose main does it, none for those below; and what it does
     "train": ("training", "train a generator, or go on with a run"),
     "sample": (None, "draw images from a run's generator"),
@@ -101,6 +103,7 @@ def _guarded(command: Callable[[Sequence[str]], None], arguments: Sequence[str])
 
 def main(argv: Iterable[str] | None = None) -> int:
     """Run a command; returns the exit code. A command's modules are imported when it is asked for."""
+    keep_streams()
     name, *arguments = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
     if name in ("-h", "--help", "help"):
         print(usage())

@@ -35,6 +35,7 @@ def _read_float(value: Any) -> float:
 def _read_text(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, Path, int)) or not str(value):
         raise ValueError
+    str(value).encode()  # ValueError for a name that is no UTF-8
     return str(value)
 
 
@@ -48,7 +49,7 @@ _READERS: dict[Any, tuple[Callable[[Any], Any], str]] = {
     bool: (_read_bool, "true or false"),
     int: (_read_int, "an integer"),
     float: (_read_float, "a number"),
-    str: (_read_text, "a non-empty text"),
+    str: (_read_text, "a non-empty text in UTF-8"),
     tuple[float, float]: (_read_pair, "two numbers such as 0.5,0.9"),
 }
 
@@ -95,6 +96,8 @@ def _check(field: "Field[Any]", value: Any) -> None:
     if choices is not None and value not in choices:
         raise unknown_name(field.name, value, choices)
     for number in value if isinstance(value, tuple) else (value,):
+        if type(number) is int and not -(2**63) <= number < 2**63:
+            raise ValueError(f"{field.name} must be an integer of 64 bits, got {value}")
         if positive and not 0 < number < math.inf:
             raise ValueError(f"{field.name} must be positive and finite, got {value}")
         if least is not None and not least <= number < (math.inf if below is None else below):
@@ -276,11 +279,11 @@ def make_config(preset: str | None = None, **given: Any) -> TrainConfig:
     return TrainConfig(**PRESETS[preset](given) | given)
 
 
+_NOTEBOOK = re.compile("In|Out|_+|_i+|_i?[0-9]+|_[iod]h|_exit_code|__.*")  # names that IPython itself has
+
+
 def parameters_of(namespace: Mapping[str, Any]) -> dict[str, Any]:
     """The plain values among a notebook's variables: its papermill parameters, if taken before others are defined."""
     plain = (str, int, float, list, tuple, dict, type(None))
-    return {
-        name: value
-        for name, value in namespace.items()
-        if isinstance(value, plain) and not name.startswith("_") and name not in ("In", "Out")
-    }
+    found = {name: value for name, value in namespace.items() if isinstance(value, plain)}
+    return {name: value for name, value in found.items() if not _NOTEBOOK.fullmatch(name)}
