@@ -22,6 +22,10 @@ def bits(value):
     return [bits(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
+def contents(folder):
+    return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file() and path.name != ".lock"}
+
+
 def what_a_run_left(run_dir):
     paths = list(run_dir.rglob("*"))
     return dict(
@@ -57,6 +61,10 @@ class _Recorder:
         self.run_dir, self.copies, self.seen, self.copying = run_dir, copies, {}, False
         self.number = itertools.count()
         self.flushed, self.named, self.kept_open = {}, {}, []
+        for path in (run_dir.parent, run_dir, *run_dir.rglob("*")) if run_dir.exists() else ():
+            descriptor = os.open(path, os.O_RDONLY)  # what is there before is on the disk
+            self.flush(descriptor)
+            os.close(descriptor)
 
     def flush(self, descriptor):
         self.kept_open.append(os.dup(descriptor))  # its inode is not given to another file

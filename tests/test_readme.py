@@ -65,9 +65,11 @@ def test_make_knows_the_target(command):
     assert result.returncode == 0 and result.stdout, result.stderr
 
 
-@pytest.mark.parametrize(
-    "command", [command for command in COMMANDS if not command.startswith(("make", "sbatch", "source"))]
-)
+RUN = [command for command in COMMANDS if not command.startswith(("make", "sbatch", "source"))]
+SLOW = pytest.mark.slow  # test_distributed.py trains with several processes
+
+
+@pytest.mark.parametrize("command", [pytest.param(x, marks=SLOW) if x.startswith("torchrun") else x for x in RUN])
 def test_command_runs_at_smoke_size(command, pictures):
     here = dict(data_dir=pictures / "data", run_dir=pictures / "run")
     if "--resume" in command:

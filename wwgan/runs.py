@@ -44,15 +44,9 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
-CONTENTS = dict(  # of a run folder
-    settings="config.json",
-    provenance="provenance.json",
-    metrics="metrics.jsonl",
-    evaluations="evaluations.jsonl",
-    samples="samples/*.png",
-    checkpoints="checkpoints/*.pt",
-    tensorboard="events.*",
-)
+CONTENTS = dict(settings="config.json", provenance="provenance.json")  # of a run folder
+CONTENTS |= dict(metrics="metrics.jsonl", evaluations="evaluations.jsonl")
+CONTENTS |= dict(samples="samples/*.png", checkpoints="checkpoints/*.pt", tensorboard="events.*")
 MACHINE = ("data_dir", "device", "eval_weights")  # where a run takes place, no part of what it is
 LOCAL = (*MACHINE, "run_dir", "resume")
 MAY_CHANGE = (  # when a run is resumed
@@ -142,7 +136,7 @@ def _origin(provenance: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def is_finite(value: Any) -> bool:
-    """Whether a value read from a line is a number that is neither infinite nor NaN."""
+    """Whether a value read from a line is a finite number."""
     return type(value) in (int, float) and math.isfinite(value)
 
 
