@@ -55,9 +55,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         config = config_of(content["config"], path)
-        if not path.stem.endswith(f"_{content['step']:07}"):
-            raise ValueError(f"it holds update {content['step']}")
-        _check_numbers(content, config)
+        step = int(path.stem.rpartition("_")[2])
+        _check_numbers(content, step, step * config.critic_steps)
         expected = _state_like(config, content)
         _check_like({name: content.get(name) for name in expected}, expected, "state")
     except Exception as error:  # whatever a foreign file makes the readers stumble over
@@ -65,25 +64,22 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_numbers(content: dict[str, Any], config: TrainConfig) -> None:
+def _check_numbers(content: dict[str, Any], step: int, critic_updates: int) -> None:
     """ValueError for what is no tensor and not as a run writes it; a random state that PyTorch refuses raises too."""
-    for name in ("channels", "step", "critic_updates"):
-        if type(content[name]) is not int or content[name] < 0:
-            raise ValueError(f"{name} must be an integer and at least 0, got {content[name]!r}")
-    if content["critic_updates"] != content["step"] * config.critic_steps:
-        due = content["step"] * config.critic_steps
-        raise ValueError(f"critic_updates must be {due}, got {content['critic_updates']}")
-    if not 0 <= content["seconds"] < float("inf"):
-        raise ValueError(f"seconds must be a positive number, got {content['seconds']!r}")
-    if any(type(name) is not str or type(value) is not float for name, value in content["losses"].items()):
-        raise ValueError(f"losses must be numbers with names, got {content['losses']}")
-    if content["device"] not in ("cpu", "cuda"):
-        raise ValueError(f"device must be cpu or cuda, got {content['device']!r}")
+    for name, due in dict(step=step, critic_updates=critic_updates).items():
+        if type(content[name]) is not int or content[name] != due:
+            raise ValueError(f"{name} must be {due}, got {content[name]!r}")
+    logs = [entry for name in LOGS for entry in content["logs"][name]] if "logs" in content else []
+    sound = dict(
+        seconds=0 <= content["seconds"] < float("inf"),
+        losses=all(type(name) is str and type(value) is float for name, value in content["losses"].items()),
+        device=content["device"] in ("cpu", "cuda"),
+        logs=all(type(entry) is tuple and [*map(type, entry)] == [int, int] for entry in logs),
+    )
+    if wrong := [name for name, is_sound in sound.items() if not is_sound]:
+        raise ValueError(f"{wrong[0]} cannot be {str(content[wrong[0]])[:80]}")
     if content["device"] == "cpu":
         torch.Generator().set_state(content["random"])
-    for name in LOGS if "logs" in content else ():
-        if not all(type(entry) is tuple and [*map(type, entry)] == [int, int] for entry in content["logs"][name]):
-            raise ValueError(f"logs must hold pairs of integers, got others for {name}")
 
 
 def _state_like(config: TrainConfig, content: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -158,9 +158,9 @@ class Run:
     """
 
     state: TrainState
-    run_dir: Path | None
-    history: list[dict[str, float]]
-    evaluations: list[dict[str, Any]]
+    run_dir: Path | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def config(self) -> TrainConfig:

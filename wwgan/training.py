@@ -7,8 +7,8 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -227,10 +227,16 @@ def _train(config: TrainConfig, device: torch.device, progress: bool) -> Run:
         if config.compile:
             torch.compiler.reset()  # earlier runs count against torch's limit, beyond which it silently stays eager
             check_compiled(state, images, config.ground())
-        folder = stack.enter_context(_open_folder(config, found, state)) if writes else None
+        folder = None
+        if writes:
+            path = make_run_folder(config)
+            stack.enter_context(only_process(path))
+            if not resumed:
+                check_free(path, config.data_dir)  # another process may have been here since
+            folder = stack.enter_context(closing(RunFolder(path, config, found, state.step)))
         with stop_requests() as stop:
             _train_loop(state, images, folder, evaluator, stop, progress and writes)
-        return Run(state, folder.path, folder.history, folder.evaluations) if folder else Run(state, None, [], [])
+        return Run(state, folder.path, folder.history, folder.evaluations) if folder else Run(state)
 
 
 def repeatable_convolutions() -> AbstractContextManager[None]:
@@ -252,17 +258,6 @@ def make_evaluator(config: TrainConfig, images: Tensor, progress: bool = True) -
         real=config.eval_real,
         progress=progress,
     )
-
-
-@contextmanager
-def _open_folder(config: TrainConfig, found: dict[str, Any], state: TrainState) -> Iterator[RunFolder]:
-    """The run's folder, written by this process alone and closed at the end."""
-    path = make_run_folder(config)
-    with only_process(path):
-        if not config.resume:
-            check_free(path, config.data_dir)  # another process may have been here since
-        with closing(RunFolder(path, config, found, state.step)) as folder:
-            yield folder
 
 
 def _parser() -> argparse.ArgumentParser:
