@@ -1,6 +1,7 @@
 """Shared by all tests: the repository's root, and a data folder of their own."""
 
 import json
+import multiprocessing
 import os
 import platform
 import shutil
@@ -8,8 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -58,6 +61,61 @@ def spawn():
         pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
         allow = dict(preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
         started.append(subprocess.Popen([sys.executable, *map(str, arguments)], **pipes, **allow))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+# by the process that others are forked from
+IMPORTED = ["pytest", "wwgan.training", "torchvision.utils", "torch.utils.tensorboard", "torch._dynamo"]
+
+
+class Forked:
+    """A process as `subprocess.Popen` has it, which calls a function; what it says goes to files in `folder`."""
+
+    def __init__(self, folder, function, arguments, environment):
+        self.files = [folder / f"{uuid.uuid4().hex}.{name}" for name in ("out", "err")]
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(IMPORTED)
+        self.process = context.Process(target=call, args=(self.files, function, arguments, environment))
+        self.process.start()
+
+    def communicate(self, timeout=120):
+        self.process.join(timeout)
+        assert self.process.exitcode is not None, "the process does not end"
+        return [file.read_text() for file in self.files]
+
+    def poll(self):
+        return self.process.exitcode
+
+    returncode = property(poll)
+
+    def kill(self):
+        self.process.kill()
+
+    def send_signal(self, number):
+        os.kill(self.process.pid, number)
+
+
+def call(files, function, arguments, environment):
+    """In a process of its own: the exit code is what the function returns; interrupted as by default."""
+    os.environ.update(environment)
+    for number, file in enumerate(files, 1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.exit(function(*arguments))
+
+
+@pytest.fixture
+def fork(tmp_path):
+    """fork(function, *arguments, **environment): calls it in a process that is there at once; ended with the test."""
+    started = []
+
+    def begin(function, *arguments, **environment):
+        started.append(Forked(tmp_path, function, arguments, environment))
         return started[-1]
 
     yield begin
@@ -115,17 +173,42 @@ def pytest_addoption(parser):
     )
 
 
+class Tally:
+    """Counts of faults: `with tally("damages", "a bit of a log"):` a fault was tried, and nothing was lost."""
+
+    def __init__(self):
+        self.tried, self.lost = Counter(), Counter()
+
+    @contextmanager
+    def __call__(self, kind, what, count=1):
+        self.tried[kind, what] += count
+        try:
+            yield
+        except BaseException:
+            self.lost[kind] += 1
+            raise
+
+    def record(self):
+        kinds = {kind for kind, _ in self.tried}
+        return {
+            kind: dict(
+                tried=sum(count for (k, _), count in self.tried.items() if k == kind),
+                lost=self.lost[kind],
+                of_these={what: count for (k, what), count in sorted(self.tried.items()) if k == kind},
+            )
+            for kind in sorted(kinds)
+        }
+
+
 @pytest.fixture(scope="session")
 def tally(request):
-    """Counts of what was tried, by kind; written down at the end if --reliability says where."""
-    tried = Counter()
+    """Counts of faults; written down at the end if --reliability says where."""
+    tried = Tally()
     yield tried
     path = request.config.getoption("--reliability")
     if path:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
         origin = dict(git_commit=commit or None, python=platform.python_version(), torch=version("torch"))
         origin |= dict(platform=f"{platform.system()} {platform.machine()}", finished=time.strftime("%Y-%m-%d"))
-        failed = request.session.testsfailed
-        path.write_text(
-            json.dumps(dict(tried=dict(sorted(tried.items())), failed_tests=failed, provenance=origin), indent=1) + "\n"
-        )
+        faults = dict(faults=sum(tried.tried.values()), failed_tests=request.session.testsfailed)
+        path.write_text(json.dumps(faults | tried.record() | dict(provenance=origin), indent=1) + "\n")

@@ -1,6 +1,4 @@
-"""Some updates in float64, by as many processes as torchrun starts: what test_distributed.py compares."""
-
-import sys
+"""Some updates in float64, by as many processes as are started together: what test_distributed.py compares."""
 
 import torch
 
@@ -26,7 +24,3 @@ def main(path: str, data_dir: str, *options: str) -> None:
         if rank() == 0:
             networks = dict(generator=state.generator, critic=state.critic, averaged=state.ema)
             torch.save({name: network.state_dict() for name, network in networks.items()}, path)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,9 +1,8 @@
 """All that a kill can leave of a run: copies of its folder at every write, and what of a run must not depend on it."""
 
+import itertools
 import os
-import re
 import shutil
-import threading
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 
 from wwgan import runs
 
-DIFFERS = ("seconds", "images_per_second", *runs.LOCAL)  # from run to run, or from machine to machine
+DIFFERS = ("seconds", "images_per_second", "logs", *runs.LOCAL)  # from run to run, or from machine to machine
 
 
 def bits(value):
@@ -23,9 +22,11 @@ def bits(value):
     return [bits(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
-def what_a_run_left(run_dir):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+def contents(folder):
+    return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file() and path.name != ".lock"}
 
+
+def what_a_run_left(run_dir):
     paths = list(run_dir.rglob("*"))
     return dict(
         newest=bits(runs.read_checkpoint(run_dir)),  # networks, EMA, optimisers, random state
@@ -33,11 +34,14 @@ def what_a_run_left(run_dir):
         metrics=bits(runs.read_metrics(run_dir)),
         evaluations=bits(runs.read_evaluations(run_dir)),
         pictures={path.name: path.read_bytes() for path in paths if path.suffix == ".png"},
-        tensorboard=[
-            (event.step, event.value) for event in EventAccumulator(str(run_dir)).Reload().Scalars("distance")
-        ],
         names={path.relative_to(run_dir) for path in paths if "events" not in path.name and path.name != ".lock"},
     )
+
+
+def shown_by_tensorboard(run_dir):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return [(event.step, event.value) for event in EventAccumulator(str(run_dir)).Reload().Scalars("distance")]
 
 
 def assert_equal_runs(run_dir, other):
@@ -47,38 +51,89 @@ def assert_equal_runs(run_dir, other):
 
 
 class _Recorder:
-    def __init__(self, run_dir, copies):
-        self.run_dir, self.copies, self.seen, self.lock = run_dir, copies, set(), threading.RLock()
+    """Copies of a run's folder: what a kill leaves, and what a power cut leaves of it at worst.
 
-    def keep(self, moment, cut=None):
-        """A copy of the folder, unless there is one of the same contents. cut: a file that is to end in half a line."""
-        paths = list(self.run_dir.rglob("*"))
-        plain = [path for path in paths if path.is_file() and "events" not in path.name and path.suffix != ".part"]
-        names = {re.sub("[0-9a-f]{32}", "", str(path)) for path in paths}  # of temporaries, which are random
-        state = hash((frozenset(names), tuple(sorted((path, path.read_bytes()) for path in plain)), cut))
-        if paths and state not in self.seen:
-            self.seen.add(state)
-            copy = shutil.copytree(self.run_dir, self.copies / f"{len(self.seen):03d} {moment}")
+    At worst, a file holds what it held when it was last flushed, nothing if it never was; a folder names a file once
+    the folder was flushed; and what is removed is gone at once.
+    """
+
+    def __init__(self, run_dir, copies):
+        self.run_dir, self.copies, self.seen, self.copying = run_dir, copies, {}, False
+        self.number = itertools.count()
+        self.flushed, self.named, self.kept_open = {}, {}, []
+        for path in (run_dir.parent, run_dir, *run_dir.rglob("*")) if run_dir.exists() else ():
+            descriptor = os.open(path, os.O_RDONLY)  # what is there before is on the disk
+            self.flush(descriptor)
+            os.close(descriptor)
+
+    def flush(self, descriptor):
+        self.kept_open.append(os.dup(descriptor))  # its inode is not given to another file
+        inode = os.fstat(descriptor).st_ino
+        paths = [path for path in (self.run_dir.parent, self.run_dir, *self.run_dir.rglob("*")) if path.exists()]
+        (path,) = [path for path in paths if path.stat().st_ino == inode] or [None]
+        if path and path.is_dir():
+            self.named[path] = {entry.name: entry.stat().st_ino for entry in path.iterdir()}
+        elif path:
+            self.flushed[inode] = path.read_bytes()
+
+    def rebuild(self, folder, target):
+        """What a power cut leaves of a folder."""
+        target.mkdir(parents=True)
+        for name, inode in self.named.get(folder, {}).items():
+            if (folder / name).is_dir():
+                self.rebuild(folder / name, target / name)
+            else:
+                (target / name).write_bytes(self.flushed.get(inode, b""))
+
+    def keep(self, kind, moment, make):
+        """Has make(path) make a copy, unless there is one of the same contents with as many temporaries."""
+        copy = self.copies / f"{next(self.number):03d} {kind} {moment}"
+        make(copy)
+        paths = [path for path in sorted(copy.rglob("*")) if path.is_file() and path.name != ".lock"]
+        plain = [path for path in paths if "events" not in path.name and path.suffix != ".part"]
+        state = hash(tuple((path.relative_to(copy), path.read_bytes()) for path in plain))
+        before = self.seen.get((kind, state))
+        left = before and len([*copy.rglob("*.part")]) <= len([*before.rglob("*.part")])
+        if before:
+            shutil.rmtree(copy if left else before)
+        self.seen[kind, state] = before if left else copy
+
+    def look(self, moment, cut=None):
+        """Keeps both kinds of copies. cut: a file that is to end in half a line."""
+
+        def killed(copy):
+            shutil.copytree(self.run_dir, copy)
             if cut:
                 (copy / cut).write_bytes((copy / cut).read_bytes()[:-9])
 
-    def watched(self, act):
+        self.copying = True
+        if self.run_dir.exists():
+            self.keep("kill", moment, killed)
+        if self.run_dir.name in self.named.get(self.run_dir.parent, {}):
+            self.keep("cut", moment, lambda copy: self.rebuild(self.run_dir, copy))
+        self.copying = False
+
+    def watched(self, name, act):
         def acting(*arguments, **options):
-            with self.lock:  # the other thread changes no file meanwhile
-                self.keep(f"before {act.__name__}")
-                result = act(*arguments, **options)
-                self.keep(f"after {act.__name__}")
-                return result
+            if self.copying:
+                return act(*arguments, **options)
+            self.look(f"before {name}")
+            result = act(*arguments, **options)
+            if name == "fsync":
+                self.flush(*arguments)
+            if name == "unlink":
+                self.named.get(Path(arguments[0]).parent, {}).pop(Path(arguments[0]).name, None)
+            self.look(f"after {name}")
+            return result
 
         return acting
 
     def appending(self, act):
         def acting(folder, name, line):
-            with self.lock:
-                folder._events.flush()
-                act(folder, name, line)
-                self.keep(f"in {name}", cut=name)
-                self.keep(f"after {name}")
+            folder._events.flush()
+            act(folder, name, line)
+            self.look(f"in {name}", cut=name)
+            self.look(f"after {name}")
 
         return acting
 
@@ -89,7 +144,9 @@ def recorded(run, run_dir, copies):
     recorder = _Recorder(run_dir, copies)
     with pytest.MonkeyPatch.context() as patch:
         for owner, name in ((os, "fsync"), (os, "replace"), (os, "unlink"), (Path, "unlink")):
-            patch.setattr(owner, name, recorder.watched(getattr(owner, name)))
+            patch.setattr(owner, name, recorder.watched(name, getattr(owner, name)))
         patch.setattr(runs.RunFolder, "_append", recorder.appending(runs.RunFolder._append))
         run()
+    for descriptor in recorder.kept_open:
+        os.close(descriptor)
     return sorted(copies.iterdir())

@@ -35,6 +35,7 @@ def wwgan(capsys):
     "arguments, words",
     [
         (["train", "--datset", "digits"], "did you mean 'dataset'"),
+        (["train", "--run_dir", "-x"], "a value that begins with '-' is given as --NAME=VALUE"),
         (["train", "--steps", "-3"], "steps must be at least 1"),
         (["train", "--preset", "papers"], "did you mean 'paper'"),
         (["train", "--resume", "--run_dir", "/nonexistent/run"], "there is no run"),

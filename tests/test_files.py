@@ -44,7 +44,7 @@ def test_project_root(tmp_path, monkeypatch):
 
 def test_content_hash_sees_bytes_order_and_shape():
     x = torch.arange(48, dtype=torch.uint8).view(4, 3, 2, 2)
-    assert content_hash(x) == content_hash(x, chunk_bytes=1) == content_hash(x.mT.contiguous().mT)
+    assert content_hash(x) == content_hash(x.mT.contiguous().mT)
     assert len({content_hash(y) for y in (x, x ^ 1, x.flip(0), x.view(4, 3, 1, 4), x[:0])}) == 5
 
 

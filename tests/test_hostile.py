@@ -1,8 +1,6 @@
 """Odd images, and malformed input at every entry point: a result, or one clear error; nothing half-made."""
 
 import json
-import os
-import shutil
 import tarfile
 from dataclasses import fields
 from pathlib import Path
@@ -113,14 +111,13 @@ for name, kind in perturbation.PERTURBATIONS.items():
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_odd_images_give_a_finite_result_or_an_error_that_says_what_was_wrong(function, tally):
     for name, images in IMAGES.items():
-        tally["odd images"] += 1
-        try:
-            result = FUNCTIONS[function](images)
-        except ValueError as error:
-            assert 10 < len(str(error)) < 500 and "\n" not in str(error).strip(), (name, str(error))
-            continue
-        finite = result.float().isfinite().all()
-        assert finite or name in ("not a number", "infinite"), f"{name}: {result}"
+        with tally("inputs", "odd images"):
+            try:
+                result = FUNCTIONS[function](images)
+            except ValueError as error:
+                assert 10 < len(str(error)) < 500 and "\n" not in str(error).strip(), (name, str(error))
+                continue
+            assert result.float().isfinite().all() or name in ("not a number", "infinite"), f"{name}: {result}"
 
 
 NASTY = ["", " ", "1" * 400, "a\nb", "$(touch owned)", "`touch owned`", "; touch owned"]
@@ -142,17 +139,14 @@ def listing(folder):
     )
 )
 def test_command_line_refuses_malformed_options_with_one_line_and_writes_nothing(tmp_path, tally, capsys, options):
-    tally["malformed command lines"] += 1
-    before, where = listing(tmp_path), os.getcwd()
-    os.chdir(tmp_path)
-    try:
+    before = listing(tmp_path)
+    with tally("inputs", "malformed command lines"), pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
         fixed = dict(dataset="folder:nowhere", run_dir="run", data_dir="data", steps="1")
         code = training.main([f"--{name}={value}" for name, value in (fixed | options).items()])
-    finally:
-        os.chdir(where)
-    error = capsys.readouterr().err
-    assert code in (1, 2) and error.startswith("error: ") and "Traceback" not in error, (code, error)
-    assert listing(tmp_path) == before
+        error = capsys.readouterr().err
+        assert code in (1, 2) and error.startswith("error: ") and "Traceback" not in error, (code, error)
+        assert listing(tmp_path) == before
 
 
 @pytest.mark.parametrize("module", [training, study, cost], ids=lambda module: module.__name__)
@@ -165,27 +159,8 @@ def test_modules_refuse_an_unknown_option(tmp_path, monkeypatch, capsys, module)
     assert code == 2 and "error: " in capsys.readouterr().err and listing(tmp_path) == []
 
 
-@quiet
-@given(st.data())
-def test_any_damage_to_a_checkpoint_is_noticed(finished, tmp_path, tally, data):
-    tally["damaged checkpoints"] += 1
-    for name in ("step_0000006.pt", "step_0000006.pt.sha256"):
-        shutil.copy(finished.run_dir / "checkpoints" / name, tmp_path)
-    path = tmp_path / "step_0000006.pt"
-    assert load_checkpoint(path)["step"] == 6
-    content = bytearray(path.read_bytes())
-    position = data.draw(st.integers(0, len(content) - 1))
-    if data.draw(st.booleans()):
-        del content[position:]
-    else:
-        content[position] ^= 1 << data.draw(st.integers(0, 7))
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match="step_0000006.pt is damaged"):
-        load_checkpoint(path)
-
-
 PLAIN = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(-5, 5), st.floats(), st.text(max_size=5)),
+    st.one_of(st.none(), st.booleans(), st.integers(-5, 5), st.just(2**70), st.floats(), st.text(max_size=5)),
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
     max_leaves=8,
 )
@@ -196,10 +171,10 @@ PLAIN = st.recursive(
 @example(dict(step=4, config=dict(lr="fast")))
 @example(dict(config={}))
 def test_foreign_checkpoints_with_a_right_checksum_are_refused(tmp_path, tally, content):
-    tally["foreign checkpoints"] += 1
-    save_checkpoint(tmp_path / "step_0000001.pt", content)
-    with pytest.raises(ValueError, match="step_0000001.pt is not a checkpoint of a run|lr must be a number"):
-        load_checkpoint(tmp_path / "step_0000001.pt")
+    with tally("inputs", "foreign checkpoints"):
+        save_checkpoint(tmp_path / "step_0000001.pt", content)
+        with pytest.raises(ValueError, match="step_0000001.pt is not a checkpoint of a run|lr must be a number"):
+            load_checkpoint(tmp_path / "step_0000001.pt")
 
 
 READERS = {
@@ -214,12 +189,12 @@ READERS = {
 @quiet
 @given(content=st.one_of(st.binary(max_size=60), PLAIN.map(lambda value: json.dumps(value).encode() + b"\n")))
 def test_malformed_files_are_refused_by_name(tmp_path, tally, name, content):
-    tally["malformed files"] += 1
-    (tmp_path / name).write_bytes(content)
-    try:
-        READERS[name](tmp_path / name)
-    except (ValueError, FileNotFoundError) as error:
-        assert name in str(error) or f"the records in {tmp_path}" in str(error), error
+    with tally("inputs", f"malformed {name}"):
+        (tmp_path / name).write_bytes(content)
+        try:
+            READERS[name](tmp_path / name)
+        except (ValueError, FileNotFoundError) as error:
+            assert name in str(error) or f"the records in {tmp_path}" in str(error), error
 
 
 def test_no_shell_and_no_server_anywhere():
@@ -242,8 +217,6 @@ def test_automatic_names_of_runs_stay_in_data_runs(tmp_path, monkeypatch, datase
 
 
 def test_tampered_archives_are_refused_before_anything_is_unpacked(tmp_path, monkeypatch, tally):
-    tally["tampered archives"] += 1
-
     def tampered(url, filename, *arguments, **options):
         with tarfile.open(filename, "w:gz") as archive:
             for name in ("../../owned", "/owned", "cifar-10-batches-py/data_batch_1"):
@@ -252,34 +225,25 @@ def test_tampered_archives_are_refused_before_anything_is_unpacked(tmp_path, mon
     monkeypatch.setattr(sources, "reach", lambda url: None)
     monkeypatch.setattr(downloads, "_get_redirect_url", lambda url, **options: url)
     monkeypatch.setattr(downloads, "_urlretrieve", tampered)
-    with pytest.raises(FileNotFoundError, match="not found or corrupted"):
+    with tally("inputs", "tampered archives"), pytest.raises(FileNotFoundError, match="not found or corrupted"):
         load_images("cifar10", tmp_path / "data")
     assert listing(tmp_path) == [] and not Path("/owned").exists()
 
 
-NAMES_OF_FILES = [
-    "a\nb.jpg",
-    "-rf.jpg",
-    "ü🙂.png",
-    " .jpg",
-    "$(touch owned).jpg",
-    "..jpg",
-    "%s.png",
-    f"{'a' * 200}.jpg",
-]
+FILES = ["a\nb.jpg", "-rf.jpg", "ü🙂.png", " .jpg", "$(touch owned).jpg", "..jpg", "%s.png", f"{'a' * 200}.jpg"]
 
 
 @quiet
-@given(st.dictionaries(st.sampled_from(NAMES_OF_FILES), st.binary(max_size=200), min_size=1, max_size=3))
+@given(st.dictionaries(st.sampled_from(FILES), st.binary(max_size=200), min_size=1, max_size=3))
 def test_folders_of_broken_pictures_are_refused_by_name_and_leave_nothing(tmp_path_factory, tally, files):
-    tally["broken data sets"] += 1
     folder = tmp_path_factory.mktemp("pictures")
     (folder / "in").mkdir()
     for name, content in files.items():
         (folder / "in" / name).write_bytes(content)
     before = listing(folder)
-    with pytest.raises((ValueError, FileNotFoundError)) as error:
-        load_images(f"folder:{folder / 'in'}", folder / "data", 16)
-    assert str(folder / "in") in str(error.value)
-    made = [name for name in listing(folder) if name not in (*before, "data", "data/cache")]
-    assert [name for name in made if not name.endswith(".lock")] == []
+    with tally("inputs", "broken data sets"):
+        with pytest.raises((ValueError, FileNotFoundError)) as error:
+            load_images(f"folder:{folder / 'in'}", folder / "data", 16)
+        assert str(folder / "in") in str(error.value)
+        made = [name for name in listing(folder) if name not in (*before, "data", "data/cache")]
+        assert [name for name in made if not name.endswith(".lock")] == []

@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+import os
 import shutil
 import time
 from contextlib import redirect_stderr
@@ -13,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from moments import contents
 
 from wwgan import runs, step, training
 from wwgan.data import load_images, to_float
@@ -44,10 +45,6 @@ def resume(run_dir, **changes):
     return train(run_config(resume=True, run_dir=run_dir, **changes), progress=False)
 
 
-def contents(folder):
-    return {p: p.read_bytes() for p in Path(folder).rglob("*") if p.is_file() and p.name != ".lock"}
-
-
 # settings
 
 
@@ -61,29 +58,10 @@ def test_defaults_are_the_released_settings():
 
 
 def test_every_ground_metric_has_a_weight_and_can_be_trained_with():
-    weights = {
-        "wasserstein": 4.0,
-        "wasserstein-paper": 10.0,
-        "wasserstein-shuffled": 4.0,
-        "euclidean": 10.0,
-        "sobolev": 10.0,
-    }
-    assert weights.keys() == GROUND_METRICS.keys()
+    weights = {"wasserstein": 4.0, "wasserstein-shuffled": 4.0, "wasserstein-paper": 10.0}
     for name in GROUND_METRICS:
-        config = make_config(penalty=name)
-        mass = dict(mass=1 / 16**2) if name == "wasserstein-paper" else {}
-        assert config.weight == weights[name] and config.ground() == GROUND_METRICS[name](**mass)
-
-
-def test_a_metric_of_ones_own_trains_by_its_name(smoke, monkeypatch):
-    class Doubled(Sobolev):
-        def squared_norm(self, g, x):
-            return 2 * super().squared_norm(g, x)
-
-    monkeypatch.setitem(GROUND_METRICS, "doubled", Doubled)
-    config = smoke(penalty="doubled", steps=1)
-    assert config.weight == 10 and isinstance(config.ground(), Doubled)
-    assert train(config, progress=False).history[-1]["penalty"] > 0
+        config, mass = make_config(penalty=name), dict(mass=1 / 16**2) if name == "wasserstein-paper" else {}
+        assert config.weight == weights.get(name, 10.0) and config.ground() == GROUND_METRICS[name](**mass)
 
 
 def test_every_field_has_help_and_survives_json():
@@ -106,40 +84,32 @@ def test_presets_are_valid_and_what_is_given_wins(preset, dataset):
     "given, words",
     [
         (dict(datset="cifar10"), ("'datset'", "did you mean 'dataset'")),
-        (dict(critic_step=3), ("did you mean 'critic_steps'",)),
         (dict(preset=["quick"]), ("preset", "a non-empty text")),
         (dict(preset="paper", dataset=[1]), ("dataset", "a non-empty text")),
         (dict(preset="quik"), ("did you mean 'quick'",)),
         (dict(dataset="cifar"), ("did you mean 'cifar10'",)),
         (dict(penalty="wasserstien"), ("did you mean 'wasserstein'",)),
         (dict(architecture="DCGANN"), ("did you mean 'dcgan'",)),
-        (dict(points="interpolate"), ("did you mean 'interpolated'",)),
-        (dict(neighborhood="neumann"), ("von_neumann", "neumann")),
         (dict(neighborhood="von_neuman"), ("did you mean 'von_neumann'",)),
-        (dict(eval_features="incepton"), ("did you mean 'inception'",)),
         (dict(steps="many"), ("steps", "an integer", "many")),
         (dict(steps=2.5), ("steps", "an integer", "2.5")),
-        (dict(steps=0), ("steps", "at least 1", "0")),
+        (dict(steps=2**63), ("steps must be an integer of 64 bits",)),
         (dict(eval_samples=3), ("eval_samples must be at least 4",)),
-        (dict(eval_interval=-1), ("eval_interval must be at least 0",)),
         (dict(lr="nan"), ("lr", "positive", "nan")),
-        (dict(lr=0), ("lr", "positive", "0")),
         (dict(lr=True), ("lr", "a number", "True")),
         (dict(betas=0.5), ("betas", "two numbers", "0.5")),
         (dict(betas="0.5,1.0"), ("betas", "[0, 1)")),
-        (dict(ema=1), ("ema", "[0, 1)")),
-        (dict(weight=-1), ("weight", "[0, inf)", "-1")),
         (dict(weight="inf"), ("weight", "[0, inf)", "inf")),
         (dict(resume="maybe"), ("resume", "true or false", "maybe")),
         (dict(size=48), ("size", "16, 32, 64, 128, 256", "48")),
         (dict(architecture="resnet", size=64), ("size", "32", "resnet")),
         (dict(seed=-1), ("seed", "-1")),
         (dict(penalty="euclidean", radius=2), ("radius", "wasserstein", "euclidean")),
-        (dict(device="gpu"), ("device", "cpu", "cuda")),
         (dict(device="cudda"), ("did you mean 'cuda'",)),
         (dict(mass=-1), ("mass", "-1")),
         (dict(radius=-1), ("radius", "-1")),
         (dict(run_dir=""), ("run_dir", "non-empty")),
+        (dict(run_dir=os.fsdecode(b"r\xff")), ("run_dir", "UTF-8")),
         (dict(resume=True), ("run_dir",)),
         (dict(resume=True, run_dir="run", preset="quick"), ("leave out preset",)),
     ],
@@ -167,8 +137,8 @@ def test_any_value_is_taken_or_refused_with_a_value_error(name, value):
 
 
 def test_parameters_of_a_notebook_keeps_plain_values():
-    namespace = dict(steps=3, betas=[0.5, 0.9], preset=None, _x=1, In=[""], Out={}, json=json, train=train)
-    assert parameters_of(namespace) == dict(steps=3, betas=[0.5, 0.9], preset=None)
+    hidden = dict(_="", _i3="", _3=1, _ih=[""], _oh={}, __name__="", _exit_code=0, In=[""], Out={}, train=train)
+    assert parameters_of(dict(steps=3, betas=[0.5], _seed=1) | hidden) == dict(steps=3, betas=[0.5], _seed=1)
 
 
 # the run folder
@@ -177,8 +147,8 @@ def test_parameters_of_a_notebook_keeps_plain_values():
 def test_run_folder_is_complete(finished):
     folder = finished.run_dir
     assert read_metrics(folder) == finished.history and [line["step"] for line in finished.history] == [*range(1, 7)]
-    losses = {"critic_loss", "distance", "penalty", "norm", "generator_loss", "norm_euclidean", "norm_wasserstein"}
-    assert set(finished.history[0]) == losses | {"step", "images_per_second", "seconds"}
+    losses = "critic_loss distance penalty norm generator_loss norm_euclidean norm_wasserstein".split()
+    assert set(finished.history[0]) == {*losses, "step", "images_per_second", "seconds"}
     assert [path.name for path in finished.samples] == [f"step_{k:07d}.png" for k in (0, 2, 4, 6)]
     assert list(runs.checkpoints(folder)) == [2, 4, 6] and len(runs.checkpoints(folder, "best")) == 1
     for path in folder.glob("checkpoints/*.pt"):
@@ -194,7 +164,7 @@ def test_run_folder_is_complete(finished):
 
 
 def test_load_run_gives_back_the_same_generator(finished):
-    assert Run(finished.state, None, [], []).samples == []  # as in a process that does not write
+    assert Run(finished.state).samples == []  # as in a process that does not write
     assert torch.equal(draw_samples(load_run(finished.run_dir).state, 4), draw_samples(finished.state, 4))
 
 
@@ -311,15 +281,11 @@ def test_checkpoint_of_another_kind_of_device_starts_a_new_stream(finished, fini
     assert resume(finished_copy, steps=8).history[-1]["step"] == 8
 
 
-def test_resume_refuses_other_images(smoke, tmp_path):
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    for k in range(3):
-        Image.new("L", (16, 16), 40 * k).save(pictures / f"{k}.png")
-    train(smoke(dataset=f"folder:{pictures}", steps=2), progress=False)
-    Image.new("L", (16, 16), 200).save(pictures / "3.png")
-    with pytest.raises(ValueError, match="not those this run began with"):
-        resume(tmp_path / "run", steps=4)
+def test_resume_refuses_other_images(finished_copy, monkeypatch):
+    load = training.load_images
+    monkeypatch.setattr(training, "load_images", lambda *arguments: load(*arguments).flip(0))
+    with pytest.raises(ValueError, match="not those this run began with: shape .*provenance.json, or other contents"):
+        resume(finished_copy, steps=8)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
@@ -390,7 +356,8 @@ def test_what_is_not_finite_stops_the_run_is_named_and_never_saved(smoke, monkey
     monkeypatch.setattr(step, "generator_step", poisoned)
     with pytest.raises(FloatingPointError, match=words):
         train(smoke(log_interval=4, sample_interval=4, checkpoint_interval=4), progress=False)
-    assert load_run(smoke().run_dir).state.step == 0
+    (saved,) = Path(smoke().run_dir).glob("checkpoints/diverged_*.pt")
+    assert runs.load_checkpoint(saved)["step"] == 4 and load_run(smoke().run_dir).state.step == 0
 
 
 @pytest.mark.parametrize(

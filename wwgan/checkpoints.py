@@ -1,15 +1,20 @@
 """States of a run on the disk: written whole with a checksum, read without running code from them."""
 
+import json
 import re
 import sys
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from .files import check_checksum, checksum_file, load_tensors, save_tensors
+from .files import check_checksum, checksum_file, first_line, save_tensors
 from .settings import SETTINGS, TrainConfig
-from .step import CHECKPOINT_PARTS
+from .step import TrainState
 
 
 def numbered_files(folder: str | Path, kind: str, ending: str) -> dict[int, Path]:
@@ -36,27 +41,100 @@ def config_of(stored: Any, path: Path) -> TrainConfig:
         raise ValueError(f"{path} does not hold the settings of a run: {error}") from None
 
 
+LOGS = ("metrics.jsonl", "evaluations.jsonl", "provenance.json")  # what a checkpoint counts on besides itself
 save_checkpoint = save_tensors  # what `load_checkpoint` reads, which asks more of a file
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """What `save_checkpoint` wrote. Only tensors and plain containers are loaded, never code.
 
-    Raises ValueError for a file that has no checksum or another one, or that holds no checkpoint of a run.
+    Raises ValueError for a file that has no checksum or another one, or that does not hold all of a run's state, with
+    every tensor of the shape and type that a run of its settings has.
     """
     check_checksum(path)
     try:
-        content = load_tensors(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
         config = config_of(content["config"], path)
-        wanted = {*CHECKPOINT_PARTS, "channels", "step", "critic_updates", "seconds", "losses", "random", "device"}
-        missing = wanted - content.keys() - (set() if config.ema else {"averaged"})
-        if missing:
-            raise KeyError(f"no {', '.join(sorted(missing))}")
-        if type(content["step"]) is not int or not isinstance(content["random"], Tensor):
-            raise TypeError(f"step must be an integer and random a tensor, got step {content['step']!r}")
+        step = int(path.stem.rpartition("_")[2])
+        _check_numbers(content, step, step * config.critic_steps)
+        expected = _state_like(config, content)
+        _check_like({name: content.get(name) for name in expected}, expected, "state")
     except Exception as error:  # whatever a foreign file makes the readers stumble over
-        raise ValueError(f"{path} is not a checkpoint of a run: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{path} is not a checkpoint of a run: {first_line(error)}") from None
     return content
+
+
+def _check_numbers(content: dict[str, Any], step: int, critic_updates: int) -> None:
+    """ValueError for what is no tensor and not as a run writes it; a random state that PyTorch refuses raises too."""
+    for name, due in dict(step=step, critic_updates=critic_updates).items():
+        if type(content[name]) is not int or content[name] != due:
+            raise ValueError(f"{name} must be {due}, got {content[name]!r}")
+    logs = [entry for name in LOGS for entry in content["logs"][name]] if "logs" in content else []
+    sound = dict(
+        seconds=0 <= content["seconds"] < float("inf"),
+        losses=all(type(name) is str and type(value) is float for name, value in content["losses"].items()),
+        device=content["device"] in ("cpu", "cuda"),
+        logs=all(type(entry) is tuple and [*map(type, entry)] == [int, int] for entry in logs),
+    )
+    if wrong := [name for name, is_sound in sound.items() if not is_sound]:
+        raise ValueError(f"{wrong[0]} cannot be {str(content[wrong[0]])[:80]}")
+    if content["device"] == "cpu":
+        torch.Generator().set_state(content["random"])
+
+
+def _state_like(config: TrainConfig, content: dict[str, Any]) -> dict[str, Any]:
+    """What a run of these settings has, with the names, shapes and types that `content` must have.
+
+    ValueError for an optimiser that does not do what the settings say.
+    """
+    state = TrainState(replace(config, compile=False), content["channels"], torch.device("cpu"))
+    for name, network in dict(generator=state.generator, critic=state.critic).items():
+        optimizer = state.parts()[f"{name}_optimizer"]
+        [mine], [theirs] = optimizer.state_dict()["param_groups"], content[f"{name}_optimizer"]["param_groups"]
+        for key in ("lr", "betas", "eps", "weight_decay", "amsgrad"):
+            if theirs[key] != mine[key]:
+                raise ValueError(f"the {name}'s optimiser has {key} {theirs[key]!r}, the settings say {mine[key]!r}")
+        if content["step"] or content[f"{name}_optimizer"]["state"]:  # else there are no moments yet
+            for parameter in network.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            optimizer.step()
+    random = state.random.get_state() if content["device"] == "cpu" else torch.zeros(16, dtype=torch.uint8)
+    return {name: part.state_dict() for name, part in state.parts().items()} | dict(random=random)
+
+
+def _check_like(found: Any, expected: Any, where: str) -> None:
+    """ValueError unless both are built of the same names, down to tensors of the same type, shape and layout."""
+    if isinstance(expected, Tensor):
+        about, wanted = (
+            f"{x.dtype} {tuple(x.shape)} {x.layout} {x.device}" if isinstance(x, Tensor) else type(x).__name__
+            for x in (found, expected)
+        )
+        if about != wanted:
+            raise ValueError(f"{where} must be {wanted}, got {about}")
+    elif isinstance(expected, dict):
+        if not isinstance(found, dict) or found.keys() != expected.keys():
+            raise ValueError(f"{where} must have {', '.join(map(str, expected))}")
+        for name, value in expected.items():
+            _check_like(found[name], value, f"{where} {name}")
+
+
+def log_entries(lines: Iterable[Mapping[str, Any]]) -> list[tuple[int, int]]:
+    """What a checkpoint keeps of the lines of a log: the update of each, and a checksum."""
+    return [(line["step"], zlib.crc32(json.dumps(line, sort_keys=True).encode())) for line in lines]
+
+
+def check_log(path: Path, lines: Iterable[Mapping[str, Any]], checkpoint: Mapping[str, Any]) -> None:
+    """ValueError unless the lines are those that a checkpoint counts on; those that are gone are named on stderr."""
+    kept, found = checkpoint["logs"][path.name], log_entries(x for x in lines if x["step"] <= checkpoint["step"])
+    rest = iter(kept)
+    if wrong := [entry for entry in found if entry not in rest]:
+        raise ValueError(
+            f"{path} is damaged: what it says of update {wrong[0][0]} is not what the run wrote there. "
+            "Put back what was written, or remove that line to go on without"
+        )
+    if gone := [str(step) for step, _ in kept if step not in dict(found)]:
+        some = ", ".join(gone if len(gone) < 9 else [*gone[:4], "...", *gone[-4:]])
+        print(f"{path} lacks {len(gone)} of its lines, those of updates {some}", file=sys.stderr)
 
 
 def checkpoints(run_dir: str | Path, kind: str = "step") -> dict[int, Path]:

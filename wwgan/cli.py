@@ -9,6 +9,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .stopping import keep_streams
+
 if TYPE_CHECKING:
     from .runs import Run
 
@@ -167,6 +169,7 @@ def export(given: argparse.Namespace) -> Path:
 
 def main(argv: Iterable[str] | None = None) -> int:
     """Run a command, whose modules are imported only then; the exit code: 0, 1 for what failed, 2 for what is wrong."""
+    keep_streams()
     name, *arguments = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
     if name in ("-h", "--help", "help"):
         lines = [f"  {command:<10} {what}" for command, what in COMMANDS.items()]

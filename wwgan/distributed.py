@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .files import first_line
+
 
 def pick_device(name: str = "auto") -> torch.device:
     """The device of that name; "auto" is a GPU if there is one. Raises ValueError for a device this machine lacks.
@@ -24,7 +26,7 @@ def pick_device(name: str = "auto") -> torch.device:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
-            f"device must be auto, cpu, cuda or cuda:<number> and present, got {name!r} ({str(error).splitlines()[0]})"
+            f"device must be auto, cpu, cuda or cuda:<number> and present, got {name!r} ({first_line(error)})"
         ) from None
     return device
 

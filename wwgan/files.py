@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import errno
 import hashlib
 import importlib.util
 import io
@@ -24,14 +25,16 @@ import torch
 
 
 def unknown_name(kind: str, name: object, known: Iterable[object]) -> ValueError:
-    """The error, for the caller to raise, for a `name` that is not one of the `known` names of this `kind`.
-
-    Offers the nearest known name, upper and lower case alike, if there is one.
-    """
+    """The error to raise for a `name` that is not one of the `known` ones of its `kind`; offers the nearest one."""
     lower = {str(k).lower(): str(k) for k in known}
     near = difflib.get_close_matches(str(name).lower(), lower, n=1)
     hint = f": did you mean '{lower[near[0]]}'?" if near else "."
     return ValueError(f"unknown {kind} {str(name)!r}{hint} Known: {', '.join(sorted(lower.values()))}")
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, on one line; its kind if it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def check_names(given: Iterable[str], known: Iterable[str]) -> None:
@@ -42,10 +45,9 @@ def check_names(given: Iterable[str], known: Iterable[str]) -> None:
 
 
 def project_root() -> Path:
-    """The repository's folder: the first one upwards whose settings.ini names this library.
+    """The repository's folder: the first one upwards whose settings.ini names this library, else the working directory.
 
-    Looked for from the working directory, then from the installed package (an editable install lies in its
-    repository). The working directory when there is no repository.
+    Looked for from the working directory, then from the installed package: an editable install lies in its repository.
     """
     package = importlib.util.find_spec("wwgan")
     starts = [Path.cwd()] + ([Path(package.origin).parent] if package and package.origin else [])
@@ -58,19 +60,16 @@ def project_root() -> Path:
     return starts[0]
 
 
-_STALE = 24 * 3600  # seconds after which a temporary that nobody touched is left over from a crash
-
-
 def temporary_beside(target: Path) -> Path:
     """A name beside `target` that no other process uses and nobody mistakes for the finished thing."""
     return target.parent / f".{target.name}.{uuid.uuid4().hex}.part"
 
 
 def remove_stale(folder: Path) -> None:
-    """Remove the temporaries that a crash long ago left in `folder`."""
+    """Remove the temporaries in `folder` that nobody touched for a day: a crash left them."""
     for left in folder.glob(".*.part"):
         with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > _STALE:
+            if time.time() - left.stat().st_mtime > 24 * 3600:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
@@ -96,15 +95,27 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], checksum: 
             file.flush()
             os.fsync(file.fileno())
         if checksum:
-            line = f"{file_sha256(temporary)}  {path.name}\n"
-            write_atomically(checksum_file(path), lambda beside: beside.write(line.encode()))
+            _write_text(checksum_file(path), f"{file_sha256(temporary)}  {path.name}\n")
         os.replace(temporary, path)
+        to_disk(path.parent)
     except OSError as error:
         if error.errno and not error.filename:  # a full disk does not say of which file
             error.filename = str(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def to_disk(path: Path) -> None:
+    """What was written to a file, or which files a folder has, survives a power cut once this returns."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that cannot do this for a folder
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def file_sha256(path: Path) -> str:
@@ -144,12 +155,18 @@ def load_tensors(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def _integer(digits: str) -> int:
+    if not -(2**63) <= int(digits) < 2**63:
+        raise ValueError(f"{digits[:40]} is no integer of 64 bits")
+    return int(digits)
+
+
 def read_json(path: Path) -> Any:
     """The plain values in a JSON file. Raises FileNotFoundError, or ValueError for a file without JSON, naming it."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), parse_int=_integer)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} does not hold JSON: {error}") from None
 
@@ -157,8 +174,7 @@ def read_json(path: Path) -> Any:
 def write_json(path: Path, value: object) -> None:
     """Write plain values as JSON to `path`, whole or not at all; its folder is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    _write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -170,42 +186,40 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     found = []
     for number, line in enumerate(lines, 1):
         try:
-            found.append(json.loads(line))
+            found.append(json.loads(line, parse_int=_integer))
             if type(found[-1]["step"]) is not int:
                 raise TypeError
         except (ValueError, TypeError, KeyError, RecursionError):
-            raise ValueError(f"line {number} of {path} must be an object with a step, got {line[:80]!r}") from None
+            raise ValueError(
+                f"line {number} of {path} must be an object with a step, got {line[:80]!r}: remove it to go on without"
+            ) from None
     return found
 
 
 def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     """Write objects as JSON, one a line, whole or not at all."""
-    text = "".join(json.dumps(line) + "\n" for line in lines)
+    _write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def content_hash(images: torch.Tensor, chunk_bytes: int = 2**24) -> str:
-    """sha256 (hex) of the shape and bytes of uint8 images (N, C, H, W), the same on every device.
-
-    chunk_bytes: about how much is copied to the host at a time; changes nothing. ValueError for any other dtype.
-    """
+def content_hash(images: torch.Tensor) -> str:
+    """sha256 (hex) of shape and bytes of uint8 images (N, C, H, W), on any device. ValueError for any other dtype."""
     if images.dtype != torch.uint8:
         raise ValueError(f"content_hash expects uint8 images, got {images.dtype}")
     digest = hashlib.sha256(repr(tuple(images.shape)).encode())
-    rows = max(1, chunk_bytes // max(1, images[:1].numel()))
-    for chunk in images.split(rows):
-        digest.update(chunk.cpu().contiguous().numpy())
+    for some in images.split(256):
+        digest.update(some.cpu().contiguous().numpy())
     return digest.hexdigest()
 
 
-_DOWNLOAD_TIMEOUT = 20  # seconds without an answer after which a server counts as unreachable
-
-
 @contextlib.contextmanager
-def impatient() -> Iterator[None]:
-    """In here a server that is silent for long is an error, an OSError."""
+def impatient(seconds: float = 20) -> Iterator[None]:
+    """In here a server that is silent for so long is an error, an OSError."""
     timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)
+    socket.setdefaulttimeout(seconds)
     try:
         yield
     finally:
@@ -217,19 +231,17 @@ def reach(url: str, seconds: float = 4) -> None:
 
     A thread asks, because no timeout of Python's holds for the resolution of a name.
     """
-    outcome: list[Exception | None] = []
+    outcome = [f"no answer within {seconds:g} seconds"]
 
     def ask() -> None:
         try:
-            with contextlib.suppress(urllib.error.HTTPError):  # any answer is an answer
-                urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds).close()
-            outcome.append(None)
-        except Exception as error:
-            outcome.append(error)
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds).close()
+            outcome[0] = ""
+        except Exception as error:  # of HTTP, it is an answer
+            outcome[0] = "" if isinstance(error, urllib.error.HTTPError) else first_line(error)
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(seconds)
-    error = outcome[0] if outcome else f"no answer within {seconds:g} seconds"
-    if error:
-        raise OSError(f"{url} cannot be reached: {error}")
+    if outcome[0]:
+        raise OSError(f"{url} cannot be reached: {outcome[0]}")

@@ -67,11 +67,11 @@ def read_provenance(run_dir: str | Path) -> dict[str, Any]:
 
 def check_same_images(run_dir: Path, now: Mapping[str, Any]) -> None:
     """Raises ValueError unless the images in the provenance `now` are those that the run in `run_dir` began with."""
-    if not (run_dir / "provenance.json").exists():  # cut off before it was written
+    if not (path := run_dir / "provenance.json").exists():  # cut off before it was written
         return
     began = read_provenance(run_dir)
     if began["dataset_sha256"] != now["dataset_sha256"]:
         raise ValueError(
-            f"the images of {now['dataset']} are not those this run began with: "
-            f"shape {began['dataset_shape']} then, {now['dataset_shape']} now, or other contents"
+            f"the images of {now['dataset']} are not those this run began with: shape {now['dataset_shape']}, "
+            f"but {began['dataset_shape']} in {path}, or other contents"
         )

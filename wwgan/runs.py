@@ -5,18 +5,17 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from .checkpoints import check_log, config_of, log_entries, remove_checkpoint, tidy
 from .checkpoints import checkpoints as checkpoints  # all of a run folder is found here
-from .checkpoints import config_of, remove_checkpoint, tidy
 from .checkpoints import load_checkpoint as load_checkpoint
 from .checkpoints import numbered_files as numbered_files
 from .checkpoints import read_checkpoint as read_checkpoint
@@ -24,7 +23,17 @@ from .checkpoints import save_checkpoint as save_checkpoint
 from .data import to_uint8
 from .distributed import pick_device
 from .evaluation import FEATURES, main_score
-from .files import check_names, project_root, read_json, read_lines, write_atomically, write_json, write_lines
+from .files import (
+    check_names,
+    project_root,
+    read_json,
+    read_lines,
+    temporary_beside,
+    to_disk,
+    write_atomically,
+    write_json,
+    write_lines,
+)
 from .provenance import check_same_images as check_same_images
 from .provenance import provenance as provenance
 from .provenance import read_provenance as read_provenance
@@ -35,16 +44,11 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
-CONTENTS = dict(  # of a run folder
-    settings="config.json",
-    provenance="provenance.json",
-    metrics="metrics.jsonl",
-    evaluations="evaluations.jsonl",
-    samples="samples/*.png",
-    checkpoints="checkpoints/*.pt",
-    tensorboard="events.*",
-)
-LOCAL = ("data_dir", "device", "eval_weights", "run_dir", "resume")  # of this machine, no part of what a run is
+CONTENTS = dict(settings="config.json", provenance="provenance.json")  # of a run folder
+CONTENTS |= dict(metrics="metrics.jsonl", evaluations="evaluations.jsonl")
+CONTENTS |= dict(samples="samples/*.png", checkpoints="checkpoints/*.pt", tensorboard="events.*")
+MACHINE = ("data_dir", "device", "eval_weights")  # where a run takes place, no part of what it is
+LOCAL = (*MACHINE, "run_dir", "resume")
 MAY_CHANGE = (  # when a run is resumed
     *LOCAL,
     *("channels_last", "compile", "steps"),
@@ -118,8 +122,21 @@ def _has_scores(line: Mapping[str, Any]) -> bool:
     return space is not None and all(is_finite(line[name].get(space.frechet)) for name in ("scores", "floor"))
 
 
+def check_logs(run_dir: Path, checkpoint: Mapping[str, Any]) -> None:
+    """As `check_log`, for all that a run wrote down; checkpoints of earlier versions count on nothing."""
+    if "logs" in checkpoint:
+        check_log(run_dir / "metrics.jsonl", read_metrics(run_dir), checkpoint)
+        check_log(run_dir / "evaluations.jsonl", read_evaluations(run_dir), checkpoint)
+        check_log(run_dir / "provenance.json", _origin(read_provenance(run_dir)), checkpoint)
+
+
+def _origin(provenance: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """How a run began, as a line of a log."""
+    return [{**provenance, "step": 0, "resumed": None}]
+
+
 def is_finite(value: Any) -> bool:
-    """Whether a value read from a line is a number that is neither infinite nor NaN."""
+    """Whether a value read from a line is a finite number."""
     return type(value) in (int, float) and math.isfinite(value)
 
 
@@ -141,9 +158,9 @@ class Run:
     """
 
     state: TrainState
-    run_dir: Path | None
-    history: list[dict[str, float]]
-    evaluations: list[dict[str, Any]]
+    run_dir: Path | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def config(self) -> TrainConfig:
@@ -168,6 +185,7 @@ class Run:
 def load_run(run_dir: str | Path, device: str = "auto", best: bool = False) -> Run:
     """A recorded run at its newest or best checkpoint, to draw samples from. Raises as `read_checkpoint`."""
     checkpoint = read_checkpoint(run_dir, best)
+    check_logs(Path(run_dir), checkpoint)
     state = TrainState(TrainConfig(**checkpoint["config"]), checkpoint["channels"], pick_device(device))
     state.load_state_dict(checkpoint)
     return Run(state, Path(run_dir), read_metrics(run_dir), read_evaluations(run_dir))
@@ -179,13 +197,11 @@ def make_run_folder(config: TrainConfig) -> Path:
         Path(config.run_dir).mkdir(parents=True, exist_ok=True)
         return Path(config.run_dir)
     stem = f"{config.dataset.partition(':')[0]}-{config.penalty}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    for suffix in ("", *(f"-{k}" for k in range(2, 1000))):
-        folder = project_root() / "data" / "runs" / (stem + suffix)
-        try:
+    for name in (stem, *(f"{stem}-{k}" for k in range(2, 1000))):
+        folder = project_root() / "data" / "runs" / name
+        with suppress(FileExistsError):
             folder.mkdir(parents=True)
             return folder
-        except FileExistsError:
-            continue
     raise FileExistsError(f"no free name like {folder}")
 
 
@@ -215,8 +231,7 @@ def only_process(folder: Path) -> Iterator[None]:
 
 def copy_record(run_dir: Path, record: Path) -> None:
     """Copy what is small of a finished run to `record`, whole or not at all; nothing in it is of this machine."""
-    temporary = record.with_name(f".{record.name}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = temporary_beside(record)
     temporary.mkdir(parents=True)
     for source in (run_dir / name for name in ("provenance.json", "metrics.jsonl", "evaluations.jsonl")):
         if source.exists():
@@ -239,7 +254,9 @@ def checkpoint_to_go_on_from(run_dir: Path, config: TrainConfig) -> dict[str, An
             )
         return None
     checkpoint = read_checkpoint(run_dir)
-    check_same_run(TrainConfig(**checkpoint["config"]), config)
+    if found := differing(TrainConfig(**checkpoint["config"]), config, MAY_CHANGE):
+        raise ValueError(f"{run_dir / 'config.json'} has other settings than the run's checkpoint: {found}")
+    check_logs(run_dir, checkpoint)
     if config.steps < checkpoint["step"]:
         raise ValueError(f"the run is at update {checkpoint['step']} already, steps must be more, got {config.steps}")
     return checkpoint
@@ -267,21 +284,8 @@ def save_picture(path: Path, picture: Tensor) -> None:
     write_atomically(path, lambda file: image.save(file, format="png"))
 
 
-def _snapshot(value: Any) -> Any:
-    """A copy on the CPU of tensors in nested containers, out of reach of the training that goes on."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, Mapping):
-        return {key: _snapshot(entry) for key, entry in value.items()}
-    return type(value)(map(_snapshot, value)) if isinstance(value, (list, tuple)) else value
-
-
 class RunFolder:
-    """Writes down one run in `path`: settings, provenance, metrics, sample grids, checkpoints, TensorBoard events.
-
-    Pictures and checkpoints are copied at once and written by a thread of their own while training goes on, one at a
-    time; an error of writing is raised by the next call, at the latest by `close`.
-    """
+    """Writes down one run in `path`: settings, provenance, metrics, sample grids, checkpoints, TensorBoard events."""
 
     keep_checkpoints = 3
 
@@ -298,10 +302,10 @@ class RunFolder:
             (path / name).mkdir(exist_ok=True)
         self._cut_back(step)
         write_json(path / "provenance.json", provenance)
+        to_disk(path.parent)
+        self.logs = {"metrics.jsonl": self.history, "evaluations.jsonl": self.evaluations}
+        self.logs["provenance.json"] = _origin(provenance)
         self._events = _event_writer(path, 0 if self.fresh else step + 1)
-        self._thread = ThreadPoolExecutor(1, "wwgan-writer")
-        self._pending: Future[None] = Future()
-        self._pending.set_result(None)
 
     def _cut_back(self, step: int) -> None:
         """Remove what is of later states, which are computed again, and what was half written when a process ended."""
@@ -318,28 +322,21 @@ class RunFolder:
             if lines or name == "metrics" or (self.path / f"{name}.jsonl").exists():
                 write_lines(self.path / f"{name}.jsonl", lines)
 
-    def _write(self, task: Callable[..., None], *arguments: Any) -> None:
-        self._pending.result()  # one at a time, and its error if it failed
-        self._pending = self._thread.submit(task, *arguments)
-
     def metrics(self, line: dict[str, float]) -> None:
         """Append one line of numbers, with its "step", to metrics.jsonl and to TensorBoard."""
-        if self._pending.done():
-            self._pending.result()  # raises what went wrong in writing
-        self.history.append(line)
         self._append("metrics.jsonl", line)
         self._plot(int(line["step"]), {name: value for name, value in line.items() if name != "step"})
 
     def evaluation(self, line: dict[str, Any], state: TrainState) -> None:
         """Append scores with their protocol to evaluations.jsonl, and to TensorBoard; keep the best state so far."""
-        self.evaluations.append(line)
         self._append("evaluations.jsonl", line)
         self._plot(line["step"], {f"evaluation/{name}": value for name, value in line["scores"].items()})
         if main_score(line) < self._best:
             self._best = main_score(line)
-            self._write(self._save, "best", state.step, _snapshot(state.state_dict()) | dict(evaluation=line))
+            self._save("best", state, evaluation=line)
 
-    def _append(self, name: str, line: Mapping[str, Any]) -> None:
+    def _append(self, name: str, line: dict[str, Any]) -> None:
+        self.logs[name].append(line)
         with open(self.path / name, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -353,33 +350,31 @@ class RunFolder:
         grid = image_grid(images.cpu())
         if self._events:
             self._events.add_image("samples", grid, step)
-        self._write(save_picture, self.path / "samples" / f"step_{step:07d}.png", grid)
+        save_picture(self.path / "samples" / f"step_{step:07d}.png", grid)
 
     def checkpoint(self, state: TrainState) -> None:
         """Save everything needed to go on; the last few checkpoints are kept."""
-        self._write(self._save, "step", state.step, _snapshot(state.state_dict()))
+        self._save("step", state)
+        tidy(self.path, state.step, self.keep_checkpoints)  # the best one before goes when there is this to go on from
 
-    def _save(self, kind: str, step: int, content: dict[str, Any]) -> None:
-        save_checkpoint(self.path / "checkpoints" / f"{kind}_{step:07d}.pt", content)
-        if kind == "step":  # the best before it goes when there is a checkpoint to go on from together with this one
-            tidy(self.path, step, self.keep_checkpoints)
-
-    def wait(self) -> None:
-        """Until what is being written is on the disk."""
-        self._pending.result()
+    def _save(self, kind: str, state: TrainState, **more: Any) -> Path:
+        """Write the state, after the lines that it counts on."""
+        for path in (*(self.path / name for name in self.logs), self.path):
+            if path.exists():
+                to_disk(path)
+        logs = {name: log_entries(lines) for name, lines in self.logs.items()}
+        path = self.path / "checkpoints" / f"{kind}_{state.step:07d}.pt"
+        save_checkpoint(path, {**state.state_dict(), "logs": logs, **more})
+        return path
 
     def diverged(self, state: TrainState) -> Path:
         """Save a state that holds what is not finite, to look at; it is not among the checkpoints to go on from."""
-        path = self.path / "checkpoints" / f"diverged_{state.step:07d}.pt"
-        save_checkpoint(path, _snapshot(state.state_dict()))
-        return path
+        return self._save("diverged", state)
 
     def close(self) -> None:
-        """Wait for what is being written; raises its error if it failed."""
-        self._thread.shutdown()
+        """Write the last events."""
         if self._events:
             self._events.close()
-        self._pending.result()
 
 
 def _resumed(path: Path, now: dict[str, Any], step: int) -> dict[str, Any]:

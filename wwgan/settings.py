@@ -26,6 +26,7 @@ def _read_number(value: Any, kind: Callable[[Any], Any] = float) -> Any:
 def _read_text(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, Path, int)) or not str(value):
         raise ValueError
+    str(value).encode()  # ValueError for a name that is no UTF-8
     return str(value)
 
 
@@ -38,7 +39,7 @@ _READERS: dict[Any, tuple[Callable[[Any], Any], str]] = {
     bool: (lambda value: {"true": True, "false": False}[str(value).lower()], "true or false"),
     int: (lambda value: _read_number(value, int), "an integer"),
     float: (_read_number, "a number"),
-    str: (_read_text, "a non-empty text"),
+    str: (_read_text, "a non-empty text in UTF-8"),
     tuple[float, float]: (_read_pair, "two numbers such as 0.5,0.9"),
 }
 
@@ -77,8 +78,10 @@ def _check(field: "Field[Any]", value: Any) -> None:
     if choices is not None and value not in choices:
         raise unknown_name(field.name, value, choices)
     low, high = bounds.get("least", bounds.get("above", -inf)), bounds.get("below", inf)
-    for number in (value if isinstance(value, tuple) else (value,)) if bounds else ():
-        if not low <= number < high or number == bounds.get("above"):
+    for number in value if isinstance(value, tuple) else (value,):
+        if type(number) is int and not -(2**63) <= number < 2**63:
+            raise ValueError(f"{field.name} must be an integer of 64 bits, got {value}")
+        if bounds and (not low <= number < high or number == bounds.get("above")):
             expected = f"in [{low}, {high})" if "below" in bounds else f"at least {low}"
             expected = "positive and finite" if "above" in bounds else expected
             raise ValueError(f"{field.name} must be {expected}, got {value}")
@@ -240,8 +243,11 @@ def make_config(preset: str | None = None, **given: Any) -> TrainConfig:
     return TrainConfig(**_preset(preset, given) | given)
 
 
+_NOTEBOOK = re.compile("In|Out|_+|_i+|_i?[0-9]+|_[iod]h|_exit_code|__.*")  # names that IPython itself has
+
+
 def parameters_of(namespace: Mapping[str, Any]) -> dict[str, Any]:
     """The plain values among a notebook's variables: its papermill parameters, if taken before others are defined."""
     plain = (str, int, float, list, tuple, dict, type(None))
-    public = {name: value for name, value in namespace.items() if name[0] != "_" and name not in ("In", "Out")}
-    return {name: value for name, value in public.items() if isinstance(value, plain)}
+    found = {name: value for name, value in namespace.items() if isinstance(value, plain)}
+    return {name: value for name, value in found.items() if not _NOTEBOOK.fullmatch(name)}

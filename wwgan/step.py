@@ -81,8 +81,12 @@ def stream_seed(seed: int, purpose: str, step: int = 0) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}/{step}".encode()).digest()[:7], "big")
 
 
-def _lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:
-    """Moments read from a checkpoint keep its memory layout; the fused Adam walks through memory and needs ours."""
+def _load_moments(optimizer: torch.optim.Optimizer, stored: Mapping[str, Any]) -> None:
+    """Take over the moments alone: the learning rates are those of the settings.
+
+    Moments keep the memory layout of the checkpoint, but the fused Adam walks through memory and needs ours.
+    """
+    optimizer.load_state_dict(optimizer.state_dict() | dict(state=stored["state"]))
     for parameter, moments in optimizer.state.items():
         for name, value in moments.items():
             if value.shape == parameter.shape and value.stride() != parameter.stride():
@@ -152,9 +156,7 @@ class TrainState:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a checkpoint. On another kind of device the random stream starts anew from seed and step."""
         for name, part in self.parts().items():
-            part.load_state_dict(state[name])
-        for optimizer in (self.generator_optimizer, self.critic_optimizer):
-            _lay_out_as_parameters(optimizer)
+            _load_moments(part, state[name]) if "optimizer" in name else part.load_state_dict(state[name])
         self.step, self.seconds = state["step"], state["seconds"]
         self.critic_updates = state["critic_updates"]
         self.losses = {name: torch.tensor(value, device=self.device) for name, value in state["losses"].items()}

@@ -7,8 +7,8 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor
 from .data import load_images, preparation
 from .distributed import first_process_first, joined_processes, over_processes, pick_device, rank, world_size
 from .evaluation import Evaluator, check_features
-from .files import project_root, unknown_name
+from .files import first_line, project_root, unknown_name
 from .progress import Progress
 from .runs import (
     LOCAL,
@@ -39,6 +39,7 @@ from .runs import load_run as load_run
 from .settings import PRESETS, SETTINGS, TrainConfig
 from .step import TrainState, check_compiled, draw_many, draw_samples, gradient_norms, update
 from .stopping import Stopped as Stopped
+from .stopping import keep_streams
 from .stopping import stop_requests as stop_requests
 
 
@@ -95,27 +96,21 @@ class Stopwatch:
     """Time and throughput of a run; the time of earlier parts of a resumed run counts."""
 
     def __init__(self, state: TrainState):
-        self.state, self.step, self.seconds, self.then = state, state.step, state.seconds, time.perf_counter()
+        self.state, self.last, self.then = state, (state.step, state.seconds), time.perf_counter()
+
+    def count(self, training: bool = True) -> None:
+        """What passed since the last call was time of training, or of something else."""
+        now = time.perf_counter()
+        self.state.seconds += (now - self.then) * training
+        self.then = now
 
     def read(self) -> dict[str, float]:
         """Seconds trained so far, and real images a second through the critic since the last reading."""
-        self._count()
-        state, config = self.state, self.state.config
-        images = (state.step - self.step) * config.critic_steps * config.batch_size
-        rate, self.step, self.seconds = images / (state.seconds - self.seconds), state.step, state.seconds
-        return dict(images_per_second=round(rate, 1), seconds=round(state.seconds, 3))
-
-    @contextmanager
-    def stopped(self) -> Iterator[None]:
-        """Time in here is not training time."""
-        self._count()
-        yield
-        self.then = time.perf_counter()
-
-    def _count(self) -> None:
-        now = time.perf_counter()
-        self.state.seconds += now - self.then
-        self.then = now
+        self.count()
+        state, (step, seconds) = self.state, self.last
+        self.last = state.step, state.seconds
+        images = (state.step - step) * state.config.critic_steps * state.config.batch_size
+        return dict(images_per_second=round(images / (state.seconds - seconds), 1), seconds=round(state.seconds, 3))
 
 
 def is_due(config: TrainConfig, name: str, step: int) -> bool:
@@ -136,9 +131,10 @@ def _write_down(
     if "sample" in due:
         folder.samples(state.step, draw_samples(state))
     if "eval" in due and evaluator:
-        with clock.stopped():
-            about = dict(step=state.step, seconds=round(state.seconds, 3))
-            folder.evaluation(about | evaluator(draw_many(state, evaluator.samples)), state)
+        clock.count()
+        about = dict(step=state.step, seconds=round(state.seconds, 3))
+        folder.evaluation(about | evaluator(draw_many(state, evaluator.samples)), state)
+        clock.count(training=False)
     if "checkpoint" in due:
         folder.checkpoint(state)
 
@@ -150,19 +146,6 @@ def _asked_to_stop(stop: list[int], state: TrainState) -> bool:
     return bool(over_processes(torch.tensor(float(bool(stop)), device=state.device), "max"))
 
 
-def _updates(state: TrainState, progress: bool) -> Progress:
-    """The generator updates still to do, with a progress bar if asked for."""
-    config = state.config
-    return Progress(
-        range(state.step + 1, config.steps + 1),
-        initial=state.step,
-        total=config.steps,
-        unit="update",
-        desc=f"{config.dataset}, {config.penalty}",
-        disable=not progress,
-    )
-
-
 def _train_loop(
     state: TrainState,
     images: Tensor,
@@ -171,13 +154,13 @@ def _train_loop(
     stop: list[int],
     progress: bool,
 ) -> None:
-    config, ground = state.config, state.config.ground()
+    config, ground, clock = state.config, state.config.ground(), Stopwatch(state)
     if folder and folder.fresh:
         folder.samples(0, draw_samples(state))
-        folder.checkpoint(state)
-        folder.wait()  # whatever has come farther than this has a checkpoint
+        folder.checkpoint(state)  # whatever has come farther than this has a checkpoint
     first_bad = torch.zeros((), dtype=torch.long, device=state.device)  # update of the first loss that is not finite
-    clock, updates = Stopwatch(state), _updates(state, progress)
+    todo, about = range(state.step + 1, config.steps + 1), f"{config.dataset}, {config.penalty}"
+    updates = Progress(todo, about, config.steps, initial=state.step, unit="update", disable=not progress)
     for step in updates:
         if config.length_end is not None:
             ground = config.ground(state.step)
@@ -196,7 +179,7 @@ def _train_loop(
         if "log" in due:
             updates.set_postfix(distance=f"{losses['distance'].item():.3f}", refresh=False)
         if stopping:
-            place = folder.path if folder else config.run_dir or "the run's folder"
+            place = folder.path if folder else Path(config.run_dir or "data/runs")
             raise Stopped(stop[0] if stop else signal.SIGTERM, step, place)
 
 
@@ -217,7 +200,7 @@ def train(config: TrainConfig, progress: bool = True) -> Run:
             raise
         raise RuntimeError(
             f"process {rank()} of {world_size()} ended, because it or another one failed or was lost "
-            f"({str(error).splitlines()[0]}). Go on from the last checkpoint with resume=true and run_dir."
+            f"({first_line(error)}). Go on from the last checkpoint with resume=true and run_dir."
         ) from error
 
 
@@ -243,10 +226,16 @@ def _train(config: TrainConfig, device: torch.device, progress: bool) -> Run:
         if config.compile:
             torch.compiler.reset()  # earlier runs count against torch's limit, beyond which it silently stays eager
             check_compiled(state, images, config.ground())
-        folder = stack.enter_context(_open_folder(config, found, state)) if writes else None
+        folder = None
+        if writes:
+            path = make_run_folder(config)
+            stack.enter_context(only_process(path))
+            if not resumed:
+                check_free(path, config.data_dir)  # another process may have been here since
+            folder = stack.enter_context(closing(RunFolder(path, config, found, state.step)))
         with stop_requests() as stop:
             _train_loop(state, images, folder, evaluator, stop, progress and writes)
-        return Run(state, folder.path, folder.history, folder.evaluations) if folder else Run(state, None, [], [])
+        return Run(state, folder.path, folder.history, folder.evaluations) if folder else Run(state)
 
 
 def repeatable_convolutions() -> AbstractContextManager[None]:
@@ -270,21 +259,11 @@ def make_evaluator(config: TrainConfig, images: Tensor, progress: bool = True) -
     )
 
 
-@contextmanager
-def _open_folder(config: TrainConfig, found: dict[str, Any], state: TrainState) -> Iterator[RunFolder]:
-    """The run's folder, written by this process alone and closed at the end."""
-    path = make_run_folder(config)
-    with only_process(path):
-        if not config.resume:
-            check_free(path, config.data_dir)  # another process may have been here since
-        with closing(RunFolder(path, config, found, state.step)) as folder:
-            yield folder
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="wwgan train",
         allow_abbrev=False,
+        exit_on_error=False,
         description="Train a Wasserstein-of-Wasserstein GAN. "
         "In brackets: the released code's settings, which a preset may change.",
     )
@@ -299,22 +278,30 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _config(argv: Iterable[str] | None) -> TrainConfig:
+    """The settings that the options of a command line say. Raises as `run_config`."""
+    try:
+        given, unknown = _parser().parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise ValueError(f"{error}; a value that begins with '-' is given as --NAME=VALUE") from None
+    if unknown:
+        raise unknown_name("option", unknown[0].lstrip("-").partition("=")[0], vars(given))
+    return run_config(**vars(given))
+
+
 def main(argv: Iterable[str] | None = None) -> int:
     """Train from the command line; returns the exit code: 0, 1 for a run that failed, 2 for options that are wrong."""
-    parser = _parser()
-    given, unknown = parser.parse_known_args(argv)
+    keep_streams()
     try:
-        if unknown:
-            raise unknown_name("option", unknown[0].lstrip("-").partition("=")[0], vars(given))
-        config = run_config(**vars(given))
+        config = _config(argv)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
         with joined_processes(config.device):
             run = train(config)
-    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:  # RuntimeError: out of memory, for one
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError, RuntimeError, ArithmeticError) as error:  # RuntimeError: out of memory, for one
+        print(f"error: {error or type(error).__name__}", file=sys.stderr)
         return 1
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
@@ -324,8 +311,8 @@ def main(argv: Iterable[str] | None = None) -> int:
         return 130
     if run.run_dir is None:
         return 0
-    print(f"run folder: {run.run_dir}\nsamples:    {run.samples[-1]}")
-    print(f"a page:     wwgan report {shlex.quote(str(run.run_dir))}")
+    print(f"run folder: {run.run_dir.absolute()}\nsamples:    {run.samples[-1]}")
+    print(f"a page:     wwgan report {shlex.quote(str(run.run_dir.absolute()))}")
     if run.evaluations:
         print("best evaluation:", json.dumps(best_evaluation(run.evaluations), indent=1))
     return 0

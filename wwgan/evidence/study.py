@@ -18,11 +18,10 @@ import torch
 
 from ..checkpoints import checkpoints
 from ..files import check_names, project_root, read_json
-from ..runs import copy_record, differing, read_config
+from ..runs import MACHINE, copy_record, differing, read_config
 from ..settings import TrainConfig, make_config
+from ..stopping import keep_streams
 from ..training import train
-
-_WHERE = ("data_dir", "device", "eval_weights")  # of a machine, no settings of a study
 
 
 @dataclass(frozen=True)
@@ -158,7 +157,7 @@ def _chosen(
     study: Study, only: Iterable[str] | None, where: Mapping[str, Any], places: Iterable[Path]
 ) -> dict[str, TrainConfig]:
     """The settings of the runs that are asked for, by name; refused if a place holds the run with others."""
-    check_names(where, _WHERE)
+    check_names(where, MACHINE)
     configs, given = study.configs(), {name: value for name, value in where.items() if value is not None}
     chosen = [*configs] if only is None else [*only]
     check_names(chosen, configs)
@@ -245,6 +244,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Iterable[str] | None = None) -> int:
     """Run a study from the command line; the exit code: 0, 1 (failed), 2 (wrong options), 130 (stopped)."""
+    keep_streams()
     given = vars(_parser().parse_args(argv))
     path, names = given.pop("study"), given.pop("list")
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # both ask for the same
