@@ -263,6 +263,14 @@ def test_batch_norm_is_warned_of_once_behind_any_wrapper_if_it_runs(wrap):
     assert not warnings_of([lambda: gradient_penalty(wrap(Gan(nn.BatchNorm2d).eval()), REAL, FAKE)])
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+def test_values_out_of_range_on_a_gpu_are_refused_by_the_next_call():
+    check_range(2 * REAL.cuda())
+    torch.cuda.synchronize()
+    with pytest.raises(ValueError, match="images must lie in"):
+        check_range(REAL.cuda())
+
+
 class OnGPU(torch.Tensor):
     """A tensor that says it is on a GPU."""
 
