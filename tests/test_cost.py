@@ -1,21 +1,13 @@
 """What the benchmark compares is equal, what it reports follows from the times, and it runs by one command."""
 
 import multiprocessing
-from functools import partial
 
 import pytest
 import torch
 
 from wwgan.evidence import cost
-from wwgan.evidence.baselines import (
-    plain_critic_losses,
-    plain_training,
-    plain_updates,
-    sliced_squared_norm,
-    torch_activations,
-    written_out_squared_norm,
-)
-from wwgan.evidence.cost import RESULTS, contestant, interleaved, main, our_training, ratio, read_costs, summary_table
+from wwgan.evidence.baselines import plain_critic_losses, plain_updates, torch_activations, written_out_squared_norm
+from wwgan.evidence.cost import interleaved, main, our_training, ratio, read_costs, step_ratios, summary_table
 from wwgan.networks import LeakyReLU
 from wwgan.penalty import Wasserstein
 from wwgan.settings import TrainConfig
@@ -30,17 +22,17 @@ def images(n=40, size=16):
 
 
 @pytest.mark.parametrize("neighborhood, radius", [("von_neumann", 1), ("von_neumann", 2), ("moore", 2)])
-def test_baseline_norms_equal_ours_with_their_derivatives(neighborhood, radius):
+def test_norm_by_convolutions_equals_ours_with_its_derivative(neighborhood, radius):
     random = torch.Generator().manual_seed(0)
     x, g = (2 * torch.rand(2, 3, 3, 7, 6, dtype=torch.float64, generator=random) - 1).unbind()
-    ball, results = (neighborhood, radius), []
-    for norm in (Wasserstein(*ball).squared_norm, written_out_squared_norm, sliced_squared_norm):
-        v = g.clone().requires_grad_()
-        squared = norm(v, x) if not results else norm(v, x, *ball)
-        results.append((squared.detach(), *torch.autograd.grad(squared.sum(), v)))
-    for baseline in results[1:]:
-        for ours, theirs in zip(results[0], baseline):
-            torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    v = g.clone().requires_grad_()
+    ours, theirs = (
+        Wasserstein(neighborhood, radius).squared_norm(v, x),
+        written_out_squared_norm(v, x, neighborhood, radius),
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    derivatives = (torch.autograd.grad(squared.sum(), v)[0] for squared in (ours, theirs))
+    torch.testing.assert_close(*derivatives, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("penalty", ["euclidean", "wasserstein"])
@@ -63,41 +55,48 @@ def test_plain_loop_takes_the_gradient_of_the_same_loss(penalty):
 def test_both_loops_train(penalty):
     config = TrainConfig(penalty=penalty, **SMALL)
     plain = plain_updates(config, images(), CPU, workers=0)
-    for one_update in (partial(next, plain), our_training(config, images(), CPU)):
-        first, second = one_update(), one_update()
-        assert (first is second is None) or all(first[name] != second[name] for name in ("penalty", "generator_loss"))
+    assert all(first != second for first, second in zip(next(plain).values(), next(plain).values()))
+    one_update = our_training(config, images(), CPU)
+    assert one_update()["generator_loss"] != one_update()["generator_loss"]
 
 
-def test_every_candidate_runs_once_a_round_in_changing_order():
+@pytest.mark.slow
+def test_the_plain_loop_is_served_by_processes_that_go_when_it_goes():
+    plain = plain_updates(TrainConfig(**SMALL), images(), CPU, workers=1)
+    next(plain)
+    assert len(multiprocessing.active_children()) == 1
+    plain.close()
+    assert not multiprocessing.active_children()
+
+
+def test_every_candidate_runs_in_every_round_in_changing_order():
     calls = []
-    timers = {name: lambda name=name: calls.append(name) or float(len(calls)) for name in "abc"}
-    seconds = interleaved(timers, rounds=20, warmup=1, seed=3)
-    rounds = [tuple(calls[k : k + 3]) for k in range(0, len(calls), 3)]
-    assert len(rounds) == 21 and all(set(r) == set("abc") for r in rounds) and len(set(rounds)) > 3
-    assert all(len(times) == 20 for times in seconds.values()) and min(map(min, seconds.values())) > 3
+    candidates = {name: lambda name=name: calls.append(name) for name in "abc"}
+    seconds = interleaved(candidates, rounds=20, device=CPU, n=2, warmup=1, seed=3)
+    rounds = [tuple(calls[k : k + 6 : 2]) for k in range(0, len(calls), 6)]
+    assert calls[::2] == calls[1::2] and len(rounds) == 21
+    assert all(set(r) == set("abc") for r in rounds) and len(set(rounds)) > 3
+    assert all(len(times) == 20 for times in seconds.values()) and min(map(min, seconds.values())) > 0
+
+
+def test_a_step_is_taken_with_each_candidates_settings(monkeypatch):
+    taken = []
+    monkeypatch.setattr(cost, "critic_step", lambda state, images, ground: taken.append((state.config, ground)))
+    monkeypatch.setattr(cost, "interleaved", lambda calls, *_: {name: [call() or 1.0] for name, call in calls.items()})
+    for candidates, to in ((cost.METRICS, "Euclidean"), (cost.PLACES, "straight")):
+        taken.clear()
+        assert step_ratios(candidates, to, (16, 4, 8), cost.SCALES["smoke"], CPU) == dict.fromkeys(
+            candidates, [1.0] * 3
+        )
+        for (config, ground), given in zip(taken, candidates.values(), strict=True):
+            assert ground == config.ground() and config.batch_size == 8
+            assert all(getattr(config, name) == value for name, value in (given or {}).items())
 
 
 def test_ratio_is_the_median_of_ratios_with_quartiles():
     seconds = dict(a=[2.0, 6.0, 12.0, 4.0, 100.0], b=[1.0, 2.0, 3.0, 4.0, 5.0])  # ratios 2, 3, 4, 1, 20
     assert ratio(seconds, "a", "b") == [3.0, 2.0, 4.0]
     assert ratio(dict(a=[3.0], b=[2.0]), "a", "b") == [1.5, 1.5, 1.5]
-
-
-def test_a_contestant_lives_in_a_process_of_its_own_and_one_that_fails_does_not_hang():
-    wrong = TrainConfig(size=32, width=4, batch_size=8)  # images of another size
-    with pytest.raises((EOFError, ConnectionError)):
-        with contestant(partial(our_training, TrainConfig(**SMALL)), images(), CPU, n=1) as ours:
-            assert ours() > 0 and len(multiprocessing.active_children()) == 1
-            with contestant(partial(our_training, wrong), images(), CPU, n=1) as theirs:
-                theirs()
-    assert not multiprocessing.active_children()
-
-
-@pytest.mark.slow
-def test_the_plain_loop_is_served_by_processes_that_go_when_it_goes():
-    with contestant(partial(plain_training, TrainConfig(**SMALL)), images(), CPU, n=1) as plain:
-        assert plain() > 0
-    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize(
@@ -111,12 +110,12 @@ def test_wrong_options_are_refused_with_one_line_and_code_2(arguments, words, ca
 
 def test_records_are_read_back_and_the_readme_shows_them(root, tmp_path, monkeypatch, capsys):
     records = read_costs(root / "data" / "results")
-    for record in filter(None, records.values()):
-        assert record["rounds"] >= 10 and record["provenance"]["device"] and record["provenance"]["versions"]["torch"]
-    monkeypatch.setattr(cost, "measure", lambda scale, device: records["CPU"])
-    assert main(["--out", str(tmp_path / RESULTS["CPU"])]) == 0
-    assert capsys.readouterr().out.strip() == summary_table({records["CPU"]["provenance"]["device"]: records["CPU"]})
-    assert read_costs(tmp_path) == records | dict(GPU=None)
+    record = records["CPU"]
+    assert record["rounds"] >= 10 and record["provenance"]["device"] and record["provenance"]["versions"]["torch"]
+    monkeypatch.setattr(cost, "measure", lambda scale, device, only: record)
+    assert main(["--out", str(tmp_path / "cost_cpu.json")]) == 0
+    assert capsys.readouterr().out.strip() == summary_table({record["provenance"]["device"]: record})
+    assert read_costs(tmp_path) == records == dict(CPU=record, GPU=None)
     readme = (root / "README.md").read_text(encoding="utf-8").split("\n")
     shown = [line for line in readme if " / " in line and "–" in line]
     assert len(shown) > 2 and {*shown} <= {*summary_table(records).split("\n")}

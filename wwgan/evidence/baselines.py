@@ -1,6 +1,5 @@
 """What the package is held against: the penalty's norm and the training loop with nothing done for speed."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
@@ -10,7 +9,6 @@ from torch.utils.data import DataLoader
 
 from ..graph import half_ball
 from ..networks import LeakyReLU
-from ..penalty import pixel_graph
 from ..settings import TrainConfig
 from ..step import TrainState
 
@@ -33,12 +31,6 @@ def written_out_squared_norm(g: Tensor, x: Tensor, neighborhood: str = "von_neum
         total, difference = _pair_convolution(dy, dx, 1.0, g)(X), _pair_convolution(dy, dx, -1.0, g)(g)
         squared = squared + (total * difference.square()).sum((1, 2, 3))
     return squared
-
-
-def sliced_squared_norm(g: Tensor, x: Tensor, neighborhood: str = "von_neumann", radius: int = 2) -> Tensor:
-    """The same norm as a plain expression of slices."""
-    graph = pixel_graph(*g.shape[-2:], neighborhood, radius)
-    return graph.energy(x + 1, g, degree_normalized=False).sum(1) + g.square().sum((1, 2, 3))
 
 
 def _transformed(transform: Callable[[Tensor], Tensor], images: Iterable[Tensor]) -> Tensor:
@@ -116,8 +108,3 @@ def plain_updates(
         generator_optimizer.step()
         critic.requires_grad_(True)
         yield losses | dict(generator_loss=loss.item())
-
-
-def plain_training(config: TrainConfig, images: Tensor, device: torch.device) -> Callable[[], dict[str, float]]:
-    """A function that trains one generator update, with half of the cores, 2 to 8, to serve the images."""
-    return partial(next, plain_updates(config, images, device, max(2, min(8, (os.cpu_count() or 2) // 2))))

@@ -1,15 +1,14 @@
 """What the ground metric costs, as ratios measured side by side: of critic steps, of norms alone, of whole training."""
 
 import argparse
-import multiprocessing
+import os
 import random
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections import ChainMap
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
-from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
@@ -19,87 +18,76 @@ from torch import Tensor
 
 from ..distributed import pick_device
 from ..files import project_root, read_json, unknown_name, write_json
-from ..penalty import Euclidean, GroundMetric, Sobolev, Wasserstein
+from ..penalty import GroundMetric, Wasserstein
 from ..runs import provenance
 from ..settings import TrainConfig
 from ..step import TrainState, critic_step, update
 from ..training import repeatable_convolutions
-from .baselines import plain_training, sliced_squared_norm, written_out_squared_norm
+from .baselines import plain_updates, written_out_squared_norm
 
-METRICS: dict[str, GroundMetric | None] = {
+# Settings of the critic steps that are held against each other; None: a step without a penalty.
+METRICS: dict[str, dict[str, Any] | None] = {
     "no penalty": None,
-    "Euclidean": Euclidean(),
-    **{f"von Neumann {radius}": Wasserstein("von_neumann", radius) for radius in (1, 2, 3)},
-    "Moore 1": Wasserstein("moore", 1),
-    "Sobolev": Sobolev(),
+    "Euclidean": dict(penalty="euclidean"),
+    **{f"von Neumann {radius}": dict(radius=radius) for radius in (1, 2, 3)},
+    "Moore 1": dict(neighborhood="moore", radius=1),
+    "Sobolev": dict(penalty="sobolev"),
 }
-
-
-_SIDES = dict(sides=(32, 64, 128, 256), training=(32, 64, 64))
-# critic steps and training by (side, width, batch), norms on so many pixels in all, updates of a turn of training
+PLACES: dict[str, dict[str, Any] | None] = {  # where the released form is imposed
+    "straight": {},
+    "geodesic points": dict(points="geodesic"),
+    "matched pairs": dict(pairs="matched"),
+}
+# Critic steps and training by (side, width, batch), norms on so many pixels in all; calls and updates in a row.
+_SMALL, _NARROW, _WIDE = (16, 8, 8), (32, 16, 64), (32, 64, 64)
+_FULL: dict[str, Any] = dict(sides=(32, 64, 128, 256), training=_WIDE, compile=(False, True))
+_STEPS = (
+    [_WIDE, _NARROW, (64, 64, 32), (128, 32, 16), (256, 16, 8)],
+    [_WIDE, (32, 64, 256), (64, 64, 64), (256, 64, 32)],
+)
 SCALES: dict[str, dict[str, Any]] = {
-    "smoke": dict(rounds=2, steps=[(16, 8, 4)], sides=(16, 32), pixels=(2**10,), training=(16, 8, 8), updates=1),
-    "cpu": dict(
-        rounds=12,
-        steps=[(32, 64, 64), (32, 16, 64), (64, 64, 32), (128, 32, 16), (256, 16, 8)],
-        pixels=(2**16, 2**20),
-        updates=2,
-        **_SIDES,
-    ),
-    "gpu": dict(
-        rounds=30,
-        steps=[(32, 64, 64), (32, 64, 256), (32, 128, 64), (64, 64, 64), (128, 64, 64), (256, 64, 32)],
-        pixels=(2**20, 2**24),
-        updates=20,
-        **_SIDES,
-    ),
+    "smoke": dict(rounds=2, calls=1, updates=1, steps=[_SMALL], sides=(16, 32), pixels=(2**10,), training=_SMALL)
+    | dict(compile=(False,), workers=0),
+    "cpu": _FULL | dict(rounds=12, calls=1, updates=2, steps=_STEPS[0], pixels=(2**16, 2**20)),
+    "gpu": _FULL | dict(rounds=30, calls=10, updates=20, steps=_STEPS[1], pixels=(2**20, 2**24)),
 }
-RESULTS = {"CPU": "cost_cpu.json", "GPU": "cost_gpu.json"}
-
-
-def timer_of(call: Callable[[], Any], device: torch.device, n: int | None = None) -> Callable[[], float]:
-    """A function that makes n calls in a row and returns the seconds of one, the device's queue included.
-
-    n: None for one on a CPU, and on a GPU so many that its queue stays full.
-    """
-    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
-
-    def seconds(n: int) -> float:
-        wait()
-        start = time.perf_counter()
-        for _ in range(n):
-            call()
-        wait()
-        return (time.perf_counter() - start) / n
-
-    if n is None and device.type == "cuda":
-        call()
-        n = max(1, round(0.02 / seconds(1)))
-    return partial(seconds, n or 1)
+DEVICES = ("CPU", "GPU")
+_Scale = Mapping[str, Any]
 
 
 def interleaved(
-    timers: Mapping[Any, Callable[[], float]], rounds: int, seed: int = 0, warmup: int = 2, shown: str = ""
+    calls: Mapping[Any, Callable[[], Any]],
+    rounds: int,
+    device: torch.device,
+    n: int = 1,
+    shown: str = "",
+    warmup: int = 2,
+    seed: int = 0,
 ) -> dict[Any, list[float]]:
-    """Runs all candidates once in every round, each round in a new random order; name -> seconds of each round.
+    """Seconds of each call, by name, in each round: all run once in every round, in a new random order.
 
-    timers: name -> function that runs the candidate and returns its seconds. warmup: rounds that do not count.
-    shown: what the progress bar is called; empty: none.
+    n: calls in a row of which the mean is taken, several where a GPU's queue must stay full. shown: what the progress
+    bar is called; empty: none. warmup: rounds that do not count.
     """
     from tqdm import tqdm
 
-    order, shuffler = list(timers), random.Random(seed)
-    seconds: dict[Any, list[float]] = {name: [] for name in timers}
+    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+    order, shuffler = list(calls), random.Random(seed)
+    seconds: dict[Any, list[float]] = {name: [] for name in calls}
     for k in tqdm(range(-warmup, rounds), desc=shown, unit="round", disable=not shown):
         shuffler.shuffle(order)
         for name in order:
-            taken = timers[name]()
+            wait()
+            start = time.perf_counter()
+            for _ in range(n):
+                calls[name]()
+            wait()
             if k >= 0:
-                seconds[name].append(taken)
+                seconds[name].append((time.perf_counter() - start) / n)
     return seconds
 
 
-def ratio(seconds: Mapping[Any, list[float]], of: Any, to: Any) -> list[float]:
+def ratio(seconds: Mapping[Any, list[float]], of: Hashable, to: Hashable) -> list[float]:
     """Median, lower and upper quartile over rounds of the ratio within the round, to four digits."""
     ratios = [a / b for a, b in zip(seconds[of], seconds[to], strict=True)]
     low, median, high = quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
@@ -110,184 +98,173 @@ def _noise(n: int, side: int) -> Tensor:
     return torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def step_costs(shape: tuple[int, int, int], rounds: int, device: torch.device) -> dict[str, Any]:
-    """Time of a critic step with each metric over that of the Euclidean one, all on the same networks and images."""
+def _named(shape: Sequence[int]) -> dict[str, int]:
+    return dict(zip(("size", "width", "batch"), shape, strict=True))
+
+
+def step_ratios(
+    candidates: Mapping[str, Mapping[str, Any] | None],
+    to: str,
+    shape: Sequence[int],
+    scale: _Scale,
+    device: torch.device,
+) -> dict[str, list[float]]:
+    """Time of a critic step with each candidate's settings over that of one of them, on the same networks and images.
+
+    shape: side of the images, width of the networks, batch.
+    """
     size, width, batch = shape
-    config = TrainConfig(penalty="euclidean", size=size, width=width, batch_size=batch, penalty_every=2)
-    state, images = TrainState(config, 3, device), _noise(4 * batch, size).to(device)
+    make = partial(TrainConfig, size=size, width=width, batch_size=batch, penalty_every=2)
+    state, images = TrainState(make(), 3, device), _noise(4 * batch, size).to(device)
 
-    def step(ground: GroundMetric | None) -> None:
-        state.critic_updates = 0 if ground else 1  # a penalty in even updates only
+    def step(config: TrainConfig, ground: GroundMetric, updates: int) -> None:
+        state.config, state.critic_updates = config, updates  # a penalty in even updates only
         with repeatable_convolutions():
-            critic_step(state, images, ground or Euclidean())  # not asked in updates without a penalty
+            critic_step(state, images, ground)
 
-    timers = {name: timer_of(partial(step, ground), device) for name, ground in METRICS.items()}
-    seconds = interleaved(timers, rounds, shown=f"steps {size}², {width}, {batch}")
-    return dict(
-        size=size, width=width, batch=batch, to_euclidean={name: ratio(seconds, name, "Euclidean") for name in METRICS}
-    )
+    configs = {name: make(**given or {}) for name, given in candidates.items()}
+    calls = {name: partial(step, c, c.ground(), int(candidates[name] is None)) for name, c in configs.items()}
+    seconds = interleaved(calls, scale["rounds"], device, scale["calls"], f"steps {size}², {width}, {batch}")
+    return {name: ratio(seconds, name, to) for name in calls}
 
 
-def _norms_and_copy(side: int, batch: int, device: torch.device) -> dict[str, Callable[[], Any]]:
-    """The released norm with its derivative in three ways, and a copy of its inputs."""
+def step_costs(
+    candidates: Mapping[str, Any], to: str, most: int | None, scale: _Scale, device: torch.device
+) -> list[dict[str, Any]]:
+    """`step_ratios` on each of the scale's first shapes, `most` of them."""
+    ratios = partial(step_ratios, candidates, to, scale=scale, device=device)
+    shapes = scale["steps"][:most]
+    return [_named(shape) | dict(rounds=scale["rounds"]) | {f"to_{to.lower()}": ratios(shape)} for shape in shapes]
+
+
+def _norms(side: int, batch: int, device: torch.device) -> dict[str, Callable[[], Any]]:
+    """The released norm with its derivative in two ways, and a copy of its inputs."""
     noise = torch.rand(2, batch, 3, side, side, generator=torch.Generator().manual_seed(0))
     x, g = (2 * noise - 1).to(device).unbind()
     derivative = lambda norm, v, y: torch.autograd.grad(norm(v, y).sum(), v)
-    ours = Wasserstein.released().squared_norm
     calls: dict[str, Callable[[], Any]] = {"copy": lambda: (g.clone(), x.clone())}
-    for name, norm in dict(ours=ours, convolutions=written_out_squared_norm, slices=sliced_squared_norm).items():
+    ours = Wasserstein.released().squared_norm
+    for name, norm in dict(ours=ours, convolutions=written_out_squared_norm).items():
         layout = torch.channels_last if name == "ours" else torch.contiguous_format  # as each one's training has it
         v, y = (t.clone(memory_format=layout) for t in (g, x))
         calls[name] = partial(derivative, norm, v.requires_grad_(), y)
     return calls
 
 
-def penalty_costs(
-    pixels: Sequence[int], sides: Sequence[int], rounds: int, device: torch.device
-) -> list[dict[str, Any]]:
+def norm_costs(scale: _Scale, device: torch.device) -> list[dict[str, Any]]:
     """The released norm and its derivative against a copy of its inputs, other ways, and itself on other sizes.
 
-    pixels: how many in all; measured are as many images of each of `sides` as have so many.
+    So many pixels in all at a time, as batches of images of each side; its time per pixel is held against the first.
     """
-    timers = {
-        (n, side, name): timer_of(call, device)
-        for n, side in product(pixels, sides)
-        for name, call in _norms_and_copy(side, n // side**2, device).items()
-    }
-    seconds, rows = interleaved(timers, rounds, shown="norms"), []
-    for n, side in product(pixels, sides):
-        ours, copy, convolutions, slices = ((n, side, name) for name in ("ours", "copy", "convolutions", "slices"))
+    sides, rows = scale["sides"], []
+    calls: dict[Any, Callable[[], Any]] = {}
+    for n, side in product(scale["pixels"], sides):
+        calls |= {(n, side, name): call for name, call in _norms(side, n // side**2, device).items()}
+    seconds = interleaved(calls, scale["rounds"], device, scale["calls"], "norms")
+    for n, side in product(scale["pixels"], sides):
+        over = lambda of, to, n=n, side=side: ratio(seconds, (n, side, of), (n, side, to))
         row = dict(
-            to_copy=ratio(seconds, ours, copy),
-            faster_than_convolutions=ratio(seconds, convolutions, ours),
-            faster_than_slices=ratio(seconds, slices, ours),
-            per_pixel=ratio(seconds, ours, (n, sides[0], "ours")),
+            to_copy=over("ours", "copy"),
+            faster_than_convolutions=over("convolutions", "ours"),
+            per_pixel=ratio(seconds, (n, side, "ours"), (n, sides[0], "ours")),
         )
         rows.append(dict(size=side, batch=n // side**2, **row, per_pixel_to=sides[0]))
     return rows
-
-
-_Begin = Callable[[Tensor, torch.device], Callable[[], Any]]
 
 
 def our_training(config: TrainConfig, images: Tensor, device: torch.device) -> Callable[[], Any]:
     """A function that trains one generator update on uint8 images (N, C, H, W), as `train` does."""
     state, images, ground = TrainState(config, images.shape[1], device), images.to(device), config.ground()
 
-    def one_update() -> None:
+    def one_update() -> dict[str, Tensor]:
         with repeatable_convolutions():
-            update(state, images, ground)
+            return update(state, images, ground)
 
     return one_update
 
 
-def _serve(connection: Connection, begin: _Begin, images: Tensor, device: torch.device, n: int) -> None:
-    """Trains n updates at each request and answers with the seconds, until nobody asks any more."""
-    timer = timer_of(begin(images, device), device, n)
-    with suppress(EOFError):
-        while True:
-            connection.recv()
-            connection.send(timer())
-
-
-@contextmanager
-def contestant(begin: _Begin, images: Tensor, device: torch.device, n: int) -> Iterator[Callable[[], float]]:
-    """A function that trains n updates in a process of their own and returns the seconds of one; ends with the block.
-
-    begin: such as `our_training` with its settings. What fails there raises EOFError or ConnectionError here.
-    """
-    spawn = multiprocessing.get_context("spawn")
-    ours, theirs = spawn.Pipe()
-    process = spawn.Process(target=_serve, args=(theirs, begin, images, device, n))  # no daemon: it may have workers
-    process.start()
-    theirs.close()
-
-    def seconds() -> float:
-        ours.send(None)
-        return ours.recv()
-
-    try:
-        yield seconds
-    finally:
-        ours.close()
-        process.join(10)
-        process.kill()
-        process.join()
-
-
-def training_costs(scale: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """Throughput of each way of training against the plain loop with the same penalty; compiled too at full scale."""
-    size, width, batch = scale["training"]
-    make = partial(TrainConfig, size=size, width=width, batch_size=batch, device=str(device))
-    ways: dict[str, _Begin] = {}
+def training_costs(scale: _Scale, device: torch.device) -> dict[str, Any]:
+    """Throughput of each way of training against the plain loop with the same penalty."""
+    shape = _named(scale["training"])
+    images, workers = _noise(10_000, shape["size"]), scale.get("workers", max(2, min(8, (os.cpu_count() or 2) // 2)))
+    calls: dict[str, Callable[[], Any]] = {}
     for penalty in ("euclidean", "wasserstein"):
-        ways[f"plain loop, {penalty}"] = partial(plain_training, make(penalty=penalty, channels_last=False))
-        ways[f"wwgan, {penalty}"] = partial(our_training, make(penalty=penalty))
-        if scale != SCALES["smoke"]:
-            ways[f"wwgan compiled, {penalty}"] = partial(our_training, make(penalty=penalty, compile=True))
-    images = _noise(10_000, size)
-    with ExitStack() as stack:
-        enter = lambda begin: stack.enter_context(contestant(begin, images, device, scale["updates"]))
-        seconds = interleaved({name: enter(begin) for name, begin in ways.items()}, scale["rounds"], shown="training")
-    speeds = {name: ratio(seconds, f"plain loop, {name.rpartition(', ')[2]}", name) for name in ways}
-    return dict(size=size, width=width, batch=batch, times_the_plain_loop=speeds)
+        make = partial(
+            TrainConfig, size=shape["size"], width=shape["width"], batch_size=shape["batch"], penalty=penalty
+        )
+        calls[f"plain loop, {penalty}"] = partial(
+            next, plain_updates(make(channels_last=False), images, device, workers)
+        )
+        for compile in scale["compile"]:
+            name = f"wwgan{' compiled' * compile}, {penalty}"
+            calls[name] = our_training(make(compile=compile), images, device)
+    seconds = interleaved(calls, scale["rounds"], device, scale["updates"], "training")
+    speeds = {name: ratio(seconds, f"plain loop, {name.rpartition(', ')[2]}", name) for name in calls}
+    return shape | dict(times_the_plain_loop=speeds)
 
 
-def measure(scale: str | None = None, device: str = "auto") -> dict[str, Any]:
-    """Runs all comparisons of a scale; the record is plain JSON, with device and versions.
+PARTS: dict[str, Callable[[_Scale, torch.device], Any]] = dict(
+    steps=partial(step_costs, METRICS, "Euclidean", None),
+    places=partial(step_costs, PLACES, "straight", 3),
+    penalties=norm_costs,
+    training=training_costs,
+)
 
-    scale: "smoke", "cpu" or "gpu"; None: as the device is. Raises ValueError for an unknown scale or device.
+
+def measure(scale: str | None = None, device: str = "auto", only: Iterable[str] | None = None) -> dict[str, Any]:
+    """Runs the comparisons of a scale; the record is plain JSON, with device and versions.
+
+    scale: "smoke", "cpu" or "gpu"; None: as the device is. only: names in `PARTS`; None: all. Raises ValueError for an
+    unknown scale or device.
     """
     place = pick_device(device)
     name = scale or ("gpu" if place.type == "cuda" else "cpu")
     if name not in SCALES:
         raise unknown_name("scale", name, SCALES)
     chosen, origin = SCALES[name], provenance(TrainConfig(device=str(place)), _noise(1, 16), place)
-    return dict(
-        scale=name,
-        rounds=chosen["rounds"],
-        provenance={k: origin[k] for k in ("git_commit", "git_dirty", "versions", "device", "platform", "started")},
-        steps=[step_costs(shape, chosen["rounds"], place) for shape in chosen["steps"]],
-        penalties=penalty_costs(chosen["pixels"], chosen["sides"], chosen["rounds"], place),
-        training=training_costs(chosen, place),
-    )
+    kept = ("git_commit", "git_dirty", "versions", "device", "platform", "started")
+    record = dict(scale=name, rounds=chosen["rounds"], provenance={key: origin[key] for key in kept})
+    return record | {part: PARTS[part](chosen, place) for part in only or PARTS}
+
+
+def _rows(record: Mapping[str, Any]) -> Iterator[tuple[str, list[float] | None, int]]:
+    """What is compared, median and quartiles, and their digits. Some stand in earlier records only."""
+    shape = "{size}², width {width}, batch {batch}".format_map
+    steps = {step["size"]: step for step in reversed(record.get("steps", []))}  # the first of each size
+    for step in reversed(steps.values()):
+        yield f"critic step, Wasserstein / Euclidean: {shape(step)}", step["to_euclidean"]["von Neumann 2"], 3
+    for step in record.get("places", []):
+        for name in [*step["to_straight"]][1:]:
+            yield f"critic step, {name} / straight, random: {shape(step)}", step["to_straight"][name], 2
+    for step in record.get("steps", [])[:1]:
+        without = [1 / step["to_euclidean"]["no penalty"][k] for k in (0, 2, 1)]
+        yield f"critic step, Euclidean / no penalty: {shape(step)}", without, 2
+        speed = step.get("of_matrix_product_speed")
+        yield f"critic step, speed of its arithmetic / matrix product's: {shape(step)}", speed, 2
+    for last in record.get("penalties", [])[-1:]:
+        images = f"{last['batch']} images of {last['size']}²"
+        yield f"norm alone / copy of its inputs: {images}", last["to_copy"], 1
+        yield f"norm alone, speed / by convolutions: {images}", last["faster_than_convolutions"], 1
+        yield f"norm alone, speed / plain slices: {images}", last.get("faster_than_slices"), 1
+        yield f"norm alone, time per pixel: {last['size']}² / {last['per_pixel_to']}²", last["per_pixel"], 2
+    if training := record.get("training"):
+        for penalty, way in product(("euclidean", "wasserstein"), ("wwgan", "wwgan compiled")):
+            row = f"training, {way} / plain loop, speed: {penalty}, {shape(training)}"
+            yield row, training["times_the_plain_loop"].get(f"{way}, {penalty}"), 2
 
 
 def _summary(record: Mapping[str, Any]) -> dict[str, str]:
-    """What is compared -> what was found: median and quartiles. Some rows stand in earlier records only."""
-    steps, last, training = record["steps"], record["penalties"][-1], record["training"]
-    shape = "{size}², width {width}, batch {batch}".format_map
-    of_size = {step["size"]: step for step in reversed(steps)}  # the first of each size
-    first, images = steps[0], f"{last['batch']} images of {last['size']}²"
-    without = [1 / first["to_euclidean"]["no penalty"][k] for k in (0, 2, 1)]
-    found = [
-        *(
-            (f"critic step, Wasserstein / Euclidean: {shape(step)}", step["to_euclidean"]["von Neumann 2"], 3)
-            for step in reversed(of_size.values())
-        ),
-        (f"critic step, Euclidean / no penalty: {shape(first)}", without, 2),
-        (
-            f"critic step, speed of its arithmetic / matrix product's: {shape(first)}",
-            first.get("of_matrix_product_speed"),
-            2,
-        ),
-        (f"norm alone / copy of its inputs: {images}", last["to_copy"], 1),
-        (f"norm alone, speed / by convolutions: {images}", last["faster_than_convolutions"], 1),
-        (f"norm alone, speed / plain slices: {images}", last["faster_than_slices"], 1),
-        (f"norm alone, time per pixel: {last['size']}² / {last['per_pixel_to']}²", last["per_pixel"], 2),
-    ]
-    for penalty, way in product(("euclidean", "wasserstein"), ("wwgan", "wwgan compiled")):
-        row = f"training, {way} / plain loop, speed: {penalty}, {shape(training)}"
-        found.append((row, training["times_the_plain_loop"].get(f"{way}, {penalty}"), 2))
+    """What is compared -> what was found, as shown."""
     rows = {
-        name: "{} ({}–{})".format(*(f"{value:.{digits}f}" for value in triple))
-        for name, triple, digits in found
-        if triple
+        name: "{} ({}–{})".format(*(f"{value:.{digits}f}" for value in found))
+        for name, found, digits in _rows(record)
+        if found
     }
     if memory := record.get("memory"):
+        shape = "{size}², width {width}, batch {batch}".format_map(memory)
         for other in ("Euclidean", "plain loop, wasserstein"):
             peak = memory["peak_bytes"]["von Neumann 2"] / memory["peak_bytes"][other]
-            rows[f"peak memory, Wasserstein / {other}: {shape(memory)}"] = f"{peak:.2f}"
+            rows[f"peak memory, Wasserstein / {other}: {shape}"] = f"{peak:.2f}"
     return rows
 
 
@@ -306,10 +283,14 @@ def summary_table(records: Mapping[str, Mapping[str, Any] | None]) -> str:
 
 
 def read_costs(folder: Path | None = None) -> dict[str, dict[str, Any] | None]:
-    """The recorded results by device, None for one that was not measured. folder: data/results of the repository."""
+    """What was recorded by device, None for one that was not measured. folder: data/results of the repository.
+
+    Parts that were measured apart, such as cost_cpu_places.json, join the rest; scale, rounds and provenance are then
+    of the main record.
+    """
     folder = folder or project_root() / "data" / "results"
-    paths = {heading: folder / name for heading, name in RESULTS.items()}
-    return {heading: read_json(path) if path.exists() else None for heading, path in paths.items()}
+    records = {device: sorted(folder.glob(f"cost_{device.lower()}*.json")) for device in DEVICES}
+    return {device: dict(ChainMap(*map(read_json, paths))) or None for device, paths in records.items()}
 
 
 def main(argv: Iterable[str] | None = None) -> int:
@@ -319,10 +300,11 @@ def main(argv: Iterable[str] | None = None) -> int:
     )
     parser.add_argument("--scale", help="smoke (seconds), cpu or gpu (minutes); default: as the device is")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<number>")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="parts of the benchmark; default: all")
     parser.add_argument("--out", type=Path, help="write the record to this JSON file")
     options = parser.parse_args(argv)
     try:
-        record = measure(options.scale, options.device)
+        record = measure(options.scale, options.device, options.only)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
