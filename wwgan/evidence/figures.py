@@ -51,7 +51,7 @@ def study_in(folder: str | Path, smoke: Study | None = None) -> Study:
     if smoke and not path.exists():
         write_json(path, asdict(smoke))
     study = read_study(path)
-    if smoke and study != smoke:
+    if smoke not in (None, study):
         raise ValueError(f"{folder} holds another study than the one at smoke scale: name another results folder")
     return study
 

@@ -7,20 +7,18 @@ from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from ..files import read_json
-from ..runs import read_evaluations, read_metrics
+from ..runs import read_evaluations
 from ..settings import TrainConfig
 from ..training import is_due
-from .statistics import Estimate, paired_difference
+from .statistics import paired_difference
 from .study import Study, check_same_settings
 
 
 class Record(NamedTuple):
     """A finished run of a study. samples: the picture of its last samples."""
 
-    setting: str
     seed: int
     evaluations: list[dict[str, Any]]
-    history: list[dict[str, float]]
     provenance: dict[str, Any]
     samples: Path
 
@@ -36,10 +34,10 @@ def read_records(study: Study, results: str | Path) -> dict[str, list[Record]]:
         folder = Path(results) / name
         if folder.exists():
             check_same_settings(folder, config)
-            setting, origin = name.removesuffix(f"-seed{config.seed}"), read_json(folder / "provenance.json")
-            lines = read_evaluations(folder), read_metrics(folder)
-            found[setting].append(Record(setting, config.seed, *lines, origin, folder / "samples.png"))
-            _check_complete(folder, lines[0], config)
+            lines, origin = read_evaluations(folder), read_json(folder / "provenance.json")
+            record = Record(config.seed, lines, origin, folder / "samples.png")
+            found[name.removesuffix(f"-seed{config.seed}")].append(record)
+            _check_complete(folder, lines, config)
     _check_comparable([record for records in found.values() for record in records])
     return found
 
@@ -58,15 +56,15 @@ def _check_comparable(records: list[Record]) -> None:
     def signature(record: Record) -> tuple[str, ...]:
         # statistics of the same images differ in the last digits from machine to machine, and how images are prepared
         # is told by their own checksum, also in records from before the protocol told it
-        left_out = ("statistics_sha256", "preparation")
-        protocols = [{k: v for k, v in line["protocol"].items() if k not in left_out} for line in record.evaluations]
+        left_out = dict(statistics_sha256=None, preparation=None)
+        protocols = [line["protocol"] | left_out for line in record.evaluations]
         return record.provenance["dataset_sha256"], *sorted({json.dumps(p, sort_keys=True) for p in protocols})
 
     for record in records[1:]:
         if signature(record) != signature(records[0]):
             raise ValueError(
-                f"{record.setting}-seed{record.seed} saw other images or was evaluated by another protocol than "
-                f"{records[0].setting}-seed{records[0].seed}: they cannot be compared"
+                f"{record.samples.parent.name} saw other images or was evaluated by another protocol than "
+                f"{records[0].samples.parent.name}: they cannot be compared"
             )
 
 
@@ -80,32 +78,25 @@ def last_scores(records: Iterable[Record], name: str) -> dict[int, float]:
     return {record.seed: record.evaluations[-1]["scores"][name] for record in records}
 
 
-def difference_to(mine: Mapping[int, float], theirs: Mapping[int, float]) -> Estimate | None:
-    """`paired_difference`, or None where fewer than two seeds are common."""
-    return paired_difference(mine, theirs) if len({*mine} & {*theirs}) > 1 else None
-
-
-def _mean_and_spread(values: Iterable[float]) -> str:
-    values = [*values]
-    spread = f" ± {stdev(values):.3g}" if len(values) > 1 else ""
-    return f"{mean(values):.4g}{spread}"
-
-
 def summary_table(records: Mapping[str, list[Record]], baseline: str) -> str:
     """Markdown: scores of each setting at the last evaluation, mean ± standard deviation over seeds, and the floor.
 
-    The main score's paired difference to the baseline stands with its 95% interval.
+    The main score's paired difference to the baseline stands with its 95% interval, where two seeds are common.
     """
     found = {name: group for name, group in records.items() if group}
     last = next(iter(found.values()))[0].evaluations[-1]
     names = [name for name in last["scores"] if not name.endswith("_std")]
     header = ["setting", "seeds", *(_NAMES.get(name, name) for name in names), f"{_NAMES[names[0]]} minus {baseline}'s"]
     rows = [header, ["---"] * len(header)]
+    theirs = last_scores(found.get(baseline, []), names[0])
     for setting, group in found.items():
-        difference = difference_to(*(last_scores(part, names[0]) for part in (group, found.get(baseline, []))))
-        shown = f"{difference:.3g}" if difference and setting != baseline else ""
-        scores = [_mean_and_spread(last_scores(group, name).values()) for name in names]
-        rows.append([setting, str(len(group)), *scores, shown])
+        rows.append([setting, str(len(group))])
+        for name in names:
+            values = [*last_scores(group, name).values()]
+            rows[-1].append(f"{mean(values):.4g}" + (f" ± {stdev(values):.3g}" if len(values) > 1 else ""))
+        mine = last_scores(group, names[0])
+        compared = setting != baseline and len({*mine} & {*theirs}) > 1
+        rows[-1].append(f"{paired_difference(mine, theirs):.3g}" if compared else "")
     floor = [f"{last['floor'][name]:.4g}" for name in names]
     rows.append([f"real images ({last['protocol']['floor_samples']})", "", *floor, ""])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

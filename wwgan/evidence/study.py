@@ -10,9 +10,8 @@ import threading
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, fields, replace
-from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -77,21 +76,42 @@ def check_same_settings(folder: Path, config: TrainConfig) -> None:
         raise ValueError(f"{folder} holds a run with other settings ({found}): remove it or name other folders")
 
 
-def run_one(config: TrainConfig, record: Path, run_dir: Path, with_run: bool = False, progress: bool = True) -> None:
-    """Train a run of a study, from where it was cut off if it was, and record it; a recorded one is left as it is.
+class _Run(NamedTuple):
+    """A run of a study: its settings, the folders of its record and of itself, and how it is trained here."""
 
-    with_run: a recorded run whose last checkpoint is not here is trained and recorded again, for its networks. Raises
-    ValueError if either folder holds a run with other settings or something else, or if another process trains it.
-    """
+    config: TrainConfig
+    record: str
+    run_dir: str
+    threads: int
+    with_run: bool
+    progress: bool = False
+
+
+def _train(run: _Run) -> None:
+    """Train a run, from where it was cut off if it was, and record it; a recorded one is left as it is."""
+    record, run_dir = Path(run.record), Path(run.run_dir)
     if record.exists():
-        check_same_settings(record, config)
-        if not with_run or config.steps in checkpoints(run_dir):
+        check_same_settings(record, run.config)
+        if not run.with_run or run.config.steps in checkpoints(run_dir):
             return
     begun = (run_dir / "config.json").exists()
     if begun:
-        check_same_settings(run_dir, config)
-    train(replace(config, run_dir=str(run_dir), resume=begun), progress)
+        check_same_settings(run_dir, run.config)
+    train(replace(run.config, run_dir=run.run_dir, resume=begun), run.progress)
     copy_record(run_dir, record)
+
+
+def _attempt(run: _Run) -> str | None:
+    """What went wrong with a run, or None."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(run.threads)
+    try:
+        _train(run)
+        return None
+    except Exception as error:
+        return f"{Path(run.record).name} failed: {error or type(error).__name__}"
+    finally:
+        torch.set_num_threads(before)
 
 
 def run_study(
@@ -122,65 +142,41 @@ def run_study(
         raise ValueError(f"workers and threads must be at least 1, got {workers} and {threads}")
     results, threads = Path(results), threads or max(1, (os.cpu_count() or 1) // workers)
     runs = Path(runs).expanduser() if runs else project_root() / "data" / "runs" / results.name
-    configs = _chosen(study, [results, runs], only, where)
-    if workers == 1:
-        errors = _one_by_one(configs, results, runs, threads, with_runs, progress)
-    else:
-        options = dict(results=results, runs=runs, threads=threads, with_runs=with_runs, progress=False, **where)
-        errors = _in_processes(configs, dict(study=asdict(study), **options), workers)
-    with closing(errors):
-        failed = [error for error in tqdm(errors, "runs", len(configs), unit="run", disable=not progress) if error]
+    chosen = [
+        _Run(config, str(results / name), str(runs / name), threads, with_runs, progress and workers == 1)
+        for name, config in _chosen(study, only, where).items()
+    ]
+    for run in chosen:
+        for folder in (Path(run.record), Path(run.run_dir)):
+            if (folder / "config.json").exists():
+                check_same_settings(folder, run.config)
+    with closing((_attempt(run) for run in chosen) if workers == 1 else _in_processes(chosen, workers)) as ended:
+        failed = [error for error in tqdm(ended, "runs", len(chosen), unit="run", disable=not progress) if error]
     if failed:
         raise RuntimeError("; ".join(failed))
-    return [results / name for name in configs]
+    return [Path(run.record) for run in chosen]
 
 
-def _chosen(
-    study: Study, places: Iterable[Path], only: Iterable[str] | None, where: Mapping[str, Any]
-) -> dict[str, TrainConfig]:
-    """The settings of the runs that are asked for, by name; refused if a folder holds the run with others."""
+def _chosen(study: Study, only: Iterable[str] | None, where: Mapping[str, Any]) -> dict[str, TrainConfig]:
+    """The settings of the runs that are asked for, by name, on this machine."""
     check_names(where, _WHERE)
     configs, given = study.configs(), {name: value for name, value in where.items() if value is not None}
     chosen = [*configs] if only is None else [*only]
     check_names(chosen, configs)
-    found = {name: replace(config, **given) for name, config in configs.items() if name in chosen}
-    for (name, config), place in product(found.items(), places):
-        if (place / name / "config.json").exists():
-            check_same_settings(place / name, config)
-    return found
-
-
-_Errors = Generator[str | None, None, None]  # of each run what went wrong, or None
-
-
-def _one_by_one(
-    configs: Mapping[str, TrainConfig], results: Path, runs: Path, threads: int, with_runs: bool, progress: bool
-) -> _Errors:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        for name, config in configs.items():
-            try:
-                run_one(config, results / name, runs / name, with_runs, progress)
-                yield None
-            except Exception as error:
-                yield f"{name} failed: {error or type(error).__name__}"
-    finally:
-        torch.set_num_threads(before)
+    return {name: replace(config, **given) for name, config in configs.items() if name in chosen}
 
 
 _started: set["subprocess.Popen[str]"] = set()  # the processes of runs that this one waits for
 
 
-def _in_processes(names: Iterable[str], options: Mapping[str, Any], workers: int) -> _Errors:
-    """A process for each run, at most `workers` at a time. options: of `run_study`."""
+def _in_processes(runs: Iterable[_Run], workers: int) -> Generator[str | None, None, None]:
+    """What went wrong with each run, as they end: a process for each, at most `workers` at a time."""
     from joblib import Parallel, delayed
 
-    tasks = (delayed(_in_own_process)(name, options, os.getcwd()) for name in names)
     # threads, unless joblib was told of a cluster: each only waits for the process of its run
     spread = Parallel(workers, prefer="threads", batch_size=1, pre_dispatch=workers, return_as="generator_unordered")
     try:
-        with closing(spread(tasks)) as ended:
+        with closing(spread(delayed(_in_own_process)(run, os.getcwd()) for run in runs)) as ended:
             yield from ended
     finally:  # interrupted: nothing more is started, and what runs is asked to save its state and end
         left = [*_started]
@@ -190,8 +186,8 @@ def _in_processes(names: Iterable[str], options: Mapping[str, Any], workers: int
             process.wait()
 
 
-def _in_own_process(name: str, options: Mapping[str, Any], folder: str) -> str | None:
-    """What went wrong with a run in a process that begins in `folder` and ends with this one, or None."""
+def _in_own_process(run: _Run, folder: str) -> str | None:
+    """`_attempt` in a process that begins in `folder` and ends with this one."""
     process = subprocess.Popen(
         [sys.executable, "-c", "from wwgan.evidence.study import _work; _work()"],
         cwd=folder,
@@ -202,24 +198,23 @@ def _in_own_process(name: str, options: Mapping[str, Any], folder: str) -> str |
     )
     assert process.stdin and process.stdout
     _started.add(process)
-    process.stdin.write(json.dumps({**options, "only": [name]}, default=str) + "\n")
+    process.stdin.write(json.dumps([asdict(run.config), *run[1:]]) + "\n")
     process.stdin.flush()
     said, code = process.stdout.read().strip(), process.wait()
     _started.discard(process)
-    return (said or f"{name} failed: its process ended with exit code {code}") if code else None
+    return (said or f"{Path(run.record).name} failed: its process ended with exit code {code}") if code else None
 
 
 def _work() -> None:
     """The process of one run: a line of standard input says which, and its end that nobody waits for it any more."""
-    given = json.loads(sys.stdin.readline())
+    config, *others = json.loads(sys.stdin.readline())
     threading.Thread(target=_stop_when_left, daemon=True).start()
     try:
-        run_study(Study(**given.pop("study")), **given)
+        if error := _attempt(_Run(TrainConfig(**config), *others)):
+            print(error)
+            sys.exit(1)
     except KeyboardInterrupt:  # asked to stop, the state is saved
         sys.exit(130)
-    except (ValueError, RuntimeError) as error:
-        print(error)
-        sys.exit(1)
 
 
 def _stop_when_left() -> None:
