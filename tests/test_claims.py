@@ -6,63 +6,53 @@ import shutil
 import numpy as np
 import pytest
 from conftest import ROOT
-
-from wwgan.evidence.claims import claims_of, claims_table, main, retrieval_gain
+from notebooks import NBS, cells, execute, source
 
 RESULTS = ROOT / "data" / "results"
 
 
-def test_pages_show_the_table():
+@pytest.fixture(scope="module")
+def chapter():
+    """The functions of the chapter."""
+    return execute("evidence/10_claims").names
+
+
+def test_pages_show_the_table(chapter):
+    claims_of, claims_table = chapter["claims_of"], chapter["claims_table"]
     assert claims_table(claims_of()) in (ROOT / "README.md").read_text(encoding="utf-8")
-    cells = json.loads((ROOT / "nbs" / "index.ipynb").read_text(encoding="utf-8"))["cells"]
-    assert claims_table(claims_of(), links="") in ["".join(cell["source"]) for cell in cells]
+    assert claims_table(claims_of(), links="") in map(source, cells(NBS / "index.ipynb"))
 
 
-def test_notebooks_of_the_claims_are_there_and_end_with_a_verdict():
-    for claim in claims_of():
-        cells = json.loads((ROOT / "nbs" / "figures" / f"{claim.notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
-        last = "".join(cells[-1]["source"])
+def test_notebooks_of_the_claims_are_there_and_end_with_a_verdict(chapter):
+    for claim in chapter["claims_of"]():
+        last = source(cells(NBS / "figures" / f"{claim.notebook}.ipynb")[-1])
         assert last.startswith("**Verdict**") and "What would change the verdict" in last, claim.notebook
 
 
 @pytest.fixture
 def results(tmp_path):
-    shutil.copytree(RESULTS, tmp_path / "results", ignore=shutil.ignore_patterns("*.png", "learning_rates"))
-    return tmp_path / "results"
+    left_out = shutil.ignore_patterns("*.png", "learning_rates", "length", "train")
+    return shutil.copytree(RESULTS, tmp_path / "results", ignore=left_out)
 
 
-def change(path, how):
+def test_numbers_follow_the_records(chapter, results):
+    path = results / "critics" / "robustness.json"
     content = json.loads(path.read_text(encoding="utf-8"))
-    how(content)
+    for run in (run for name, run in content["critics"].items() if name.startswith("euclidean-")):
+        run["responses"] = {kind: [2 * x for x in sizes] for kind, sizes in run["responses"].items()}
+    before = chapter["claims_of"](results)
+    assert before == chapter["claims_of"]()
     path.write_text(json.dumps(content))
-
-
-def test_numbers_follow_the_records(results, capsys):
-    assert main([str(results)]) == 0
-    assert capsys.readouterr().out.strip() == claims_table(claims_of())
-
-    def double(content):
-        for name, run in content["critics"].items():
-            if name.startswith("euclidean-"):
-                run["responses"] = {kind: [2 * x for x in sizes] for kind, sizes in run["responses"].items()}
-                run["paths"] = {}
-
-    before = claims_of(results)
-    change(results / "critics" / "robustness.json", double)
-    after = claims_of(results)
-    assert [a == b for a, b in zip(before, after)] == [True, False, True, True, True, True]
-
-
-def test_gain_in_retrieval_is_the_mean_over_queries(results):
-    recorded = json.loads((results / "ground_metric.json").read_text())
-    of = recorded["retrieval"]["digits"]["precisions"]
-    expected = np.mean(of["Wasserstein-2"], axis=(0, 1))[1] - np.mean(of["Euclidean"], axis=(0, 1))[1]
-    found = retrieval_gain(recorded, "digits")
-    assert found.mean == pytest.approx(expected) and found.low < found.mean < found.high and found.n == 200
-
-
-def test_missing_records_are_named(results, capsys):
+    same = [a == b for a, b in zip(before, chapter["claims_of"](results))]
+    assert same == [True, False, True, True, True, True]
     (results / "ablation" / "ablation.json").unlink()
     with pytest.raises(FileNotFoundError, match="ablation.json does not exist"):
-        claims_of(results)
-    assert main([str(results)]) == 2 and "ablation.json" in capsys.readouterr().err
+        chapter["claims_of"](results)
+
+
+def test_gain_in_retrieval_is_the_mean_over_queries(chapter):
+    recorded = json.loads((RESULTS / "ground_metric.json").read_text())
+    of = recorded["retrieval"]["digits"]["precisions"]
+    expected = np.mean(of["Wasserstein-2"], axis=(0, 1))[1] - np.mean(of["Euclidean"], axis=(0, 1))[1]
+    found = chapter["retrieval_gain"](recorded, "digits")
+    assert found.mean == pytest.approx(expected) and found.low < found.mean < found.high and found.n == 200

@@ -7,7 +7,7 @@ import torch
 
 from wwgan.evidence import cost
 from wwgan.evidence.baselines import plain_critic_losses, plain_updates, torch_activations, written_out_squared_norm
-from wwgan.evidence.cost import interleaved, main, our_training, ratio, read_costs, step_ratios, summary_table
+from wwgan.evidence.cost import interleaved, main, our_training, ratio, read_costs, step_costs, summary_table
 from wwgan.networks import LeakyReLU
 from wwgan.penalty import Wasserstein
 from wwgan.settings import TrainConfig
@@ -79,24 +79,23 @@ def test_every_candidate_runs_in_every_round_in_changing_order():
     assert all(len(times) == 20 for times in seconds.values()) and min(map(min, seconds.values())) > 0
 
 
+def test_ratio_is_the_median_of_ratios_with_quartiles():
+    seconds = dict(a=[2.0, 6.0, 12.0, 4.0, 100.0], b=[1.0, 2.0, 3.0, 4.0, 5.0])  # ratios 2, 3, 4, 1, 20
+    assert ratio(seconds, "a", "b") == [3.0, 2.0, 4.0]
+    assert ratio(dict(a=[3.0], b=[2.0]), "a", "b") == [1.5, 1.5, 1.5]
+
+
 def test_a_step_is_taken_with_each_candidates_settings(monkeypatch):
     taken = []
     monkeypatch.setattr(cost, "critic_step", lambda state, images, ground: taken.append((state.config, ground)))
     monkeypatch.setattr(cost, "interleaved", lambda calls, *_: {name: [call() or 1.0] for name, call in calls.items()})
     for candidates, to in ((cost.METRICS, "Euclidean"), (cost.PLACES, "straight")):
         taken.clear()
-        assert step_ratios(candidates, to, (16, 4, 8), cost.SCALES["smoke"], CPU) == dict.fromkeys(
-            candidates, [1.0] * 3
-        )
+        (row,) = step_costs(candidates, to, None, cost.SCALES["smoke"], CPU)
+        assert row[f"to_{to.lower()}"] == dict.fromkeys(candidates, [1.0] * 3)
         for (config, ground), given in zip(taken, candidates.values(), strict=True):
-            assert ground == config.ground() and config.batch_size == 8
+            assert ground == config.ground() and config.batch_size == row["batch"] == 8
             assert all(getattr(config, name) == value for name, value in (given or {}).items())
-
-
-def test_ratio_is_the_median_of_ratios_with_quartiles():
-    seconds = dict(a=[2.0, 6.0, 12.0, 4.0, 100.0], b=[1.0, 2.0, 3.0, 4.0, 5.0])  # ratios 2, 3, 4, 1, 20
-    assert ratio(seconds, "a", "b") == [3.0, 2.0, 4.0]
-    assert ratio(dict(a=[3.0], b=[2.0]), "a", "b") == [1.5, 1.5, 1.5]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from wwgan import runs, sources, training
 from wwgan.data import load_images, to_float, to_uint8
 from wwgan.evaluation import frechet_distance, image_features, kernel_distance, manifold_precision_recall
-from wwgan.evidence import claims, cost, perturbation, probe, study
+from wwgan.evidence import cost, perturbation, probe, study
 from wwgan.graph import PixelGraph
 from wwgan.metric import WassersteinMetric, wasserstein2
 from wwgan.networks import make_networks
@@ -155,7 +155,7 @@ def test_command_line_refuses_malformed_options_with_one_line_and_writes_nothing
     assert listing(tmp_path) == before
 
 
-@pytest.mark.parametrize("module", [training, study, cost, claims], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [training, study, cost], ids=lambda module: module.__name__)
 def test_modules_refuse_an_unknown_option(tmp_path, monkeypatch, capsys, module):
     monkeypatch.chdir(tmp_path)
     try:
@@ -207,7 +207,6 @@ READERS = {
     "config.json": lambda path: run_config(resume=True, run_dir=path.parent),
     "metrics.jsonl": lambda path: runs.read_metrics(path.parent),
     "evaluations.jsonl": lambda path: runs.read_evaluations(path.parent),
-    "cost_cpu.json": lambda path: claims.claims_of(path.parent),
 }
 
 

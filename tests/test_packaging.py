@@ -31,7 +31,7 @@ ORDER = [
     *"sources data networks step evaluation settings".split(),
     *"checkpoints provenance runs plots report stopping training cli".split(),
     *"evidence.perturbation evidence.probe evidence.statistics evidence.baselines evidence.cost evidence.study".split(),
-    *"evidence.records evidence.figures evidence.claims evidence.length".split(),
+    *"evidence.records evidence.figures evidence.length".split(),
 ]
 CORE = [
     "graph",

@@ -13,23 +13,20 @@ from ..settings import TrainConfig
 from ..step import TrainState
 
 
-def _pair_convolution(dy: int, dx: int, second: float, like: Tensor) -> nn.Conv2d:
-    """v_i + second * v_j along one direction, in each channel."""
-    channels = like.shape[1]
-    convolution = nn.Conv2d(channels, channels, (dy + 1, abs(dx) + 1), bias=False)
-    weight, each = torch.zeros_like(convolution.weight), torch.arange(channels)
+def _pairs(v: Tensor, dy: int, dx: int, second: float) -> Tensor:
+    """v_i + second * v_j along one direction, in each channel, as a convolution over all channels."""
+    each = torch.arange(v.shape[1])
+    weight = torch.zeros(len(each), len(each), dy + 1, abs(dx) + 1)
     weight[each, each, 0, 0 if dx >= 0 else -1] = 1.0
     weight[each, each, dy, dx if dx >= 0 else 0] = second
-    convolution.weight.data = weight
-    return convolution.to(like.device, like.dtype).requires_grad_(False)
+    return nn.functional.conv2d(v, weight.to(v))
 
 
 def written_out_squared_norm(g: Tensor, x: Tensor, neighborhood: str = "von_neumann", radius: int = 2) -> Tensor:
     """`Wasserstein.released().squared_norm(g, x)` by two convolutions for each direction, built at each call."""
     X, squared = (x + 1) / 2, g.square().sum((1, 2, 3))
     for dy, dx in half_ball(neighborhood, radius):
-        total, difference = _pair_convolution(dy, dx, 1.0, g)(X), _pair_convolution(dy, dx, -1.0, g)(g)
-        squared = squared + (total * difference.square()).sum((1, 2, 3))
+        squared = squared + (_pairs(X, dy, dx, 1.0) * _pairs(g, dy, dx, -1.0).square()).sum((1, 2, 3))
     return squared
 
 

@@ -18,22 +18,24 @@ from torch import Tensor
 
 from ..distributed import pick_device
 from ..files import project_root, read_json, unknown_name, write_json
-from ..penalty import GroundMetric, Wasserstein
+from ..penalty import Wasserstein
 from ..runs import provenance
 from ..settings import TrainConfig
 from ..step import TrainState, critic_step, update
 from ..training import repeatable_convolutions
 from .baselines import plain_updates, written_out_squared_norm
 
+_Settings = Mapping[str, Mapping[str, Any] | None]
+_Scale = Mapping[str, Any]
 # Settings of the critic steps that are held against each other; None: a step without a penalty.
-METRICS: dict[str, dict[str, Any] | None] = {
+METRICS: _Settings = {
     "no penalty": None,
     "Euclidean": dict(penalty="euclidean"),
     **{f"von Neumann {radius}": dict(radius=radius) for radius in (1, 2, 3)},
     "Moore 1": dict(neighborhood="moore", radius=1),
     "Sobolev": dict(penalty="sobolev"),
 }
-PLACES: dict[str, dict[str, Any] | None] = {  # where the released form is imposed
+PLACES: _Settings = {  # where the released form is imposed
     "straight": {},
     "geodesic points": dict(points="geodesic"),
     "matched pairs": dict(pairs="matched"),
@@ -52,7 +54,6 @@ SCALES: dict[str, dict[str, Any]] = {
     "gpu": _FULL | dict(rounds=30, calls=10, updates=20, steps=_STEPS[1], pixels=(2**20, 2**24)),
 }
 DEVICES = ("CPU", "GPU")
-_Scale = Mapping[str, Any]
 
 
 def interleaved(
@@ -98,77 +99,58 @@ def _noise(n: int, side: int) -> Tensor:
     return torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def _named(shape: Sequence[int]) -> dict[str, int]:
-    return dict(zip(("size", "width", "batch"), shape, strict=True))
+def _critic_step(state: TrainState, images: Tensor, config: TrainConfig, penalised: bool) -> None:
+    state.config, state.critic_updates = config, 0 if penalised else 1  # a penalty in even updates only
+    with repeatable_convolutions():
+        critic_step(state, images, config.ground())
 
 
-def step_ratios(
-    candidates: Mapping[str, Mapping[str, Any] | None],
-    to: str,
-    shape: Sequence[int],
-    scale: _Scale,
-    device: torch.device,
-) -> dict[str, list[float]]:
+def step_costs(candidates: _Settings, to: str, most: int | None, scale: _Scale, device: torch.device) -> list[Any]:
     """Time of a critic step with each candidate's settings over that of one of them, on the same networks and images.
 
-    shape: side of the images, width of the networks, batch.
+    most: how many of the scale's shapes, from the first; None: all.
     """
-    size, width, batch = shape
-    make = partial(TrainConfig, size=size, width=width, batch_size=batch, penalty_every=2)
-    state, images = TrainState(make(), 3, device), _noise(4 * batch, size).to(device)
-
-    def step(config: TrainConfig, ground: GroundMetric, updates: int) -> None:
-        state.config, state.critic_updates = config, updates  # a penalty in even updates only
-        with repeatable_convolutions():
-            critic_step(state, images, ground)
-
-    configs = {name: make(**given or {}) for name, given in candidates.items()}
-    calls = {name: partial(step, c, c.ground(), int(candidates[name] is None)) for name, c in configs.items()}
-    seconds = interleaved(calls, scale["rounds"], device, scale["calls"], f"steps {size}², {width}, {batch}")
-    return {name: ratio(seconds, name, to) for name in calls}
-
-
-def step_costs(
-    candidates: Mapping[str, Any], to: str, most: int | None, scale: _Scale, device: torch.device
-) -> list[dict[str, Any]]:
-    """`step_ratios` on each of the scale's first shapes, `most` of them."""
-    ratios = partial(step_ratios, candidates, to, scale=scale, device=device)
-    shapes = scale["steps"][:most]
-    return [_named(shape) | dict(rounds=scale["rounds"]) | {f"to_{to.lower()}": ratios(shape)} for shape in shapes]
+    rows = []
+    for size, width, batch in scale["steps"][:most]:
+        make = partial(TrainConfig, size=size, width=width, batch_size=batch, penalty_every=2)
+        state, images = TrainState(make(), 3, device), _noise(4 * batch, size).to(device)
+        calls = {
+            name: partial(_critic_step, state, images, make(**given or {}), given is not None)
+            for name, given in candidates.items()
+        }
+        seconds = interleaved(calls, scale["rounds"], device, scale["calls"], f"steps {size}², {width}, {batch}")
+        found = {f"to_{to.lower()}": {name: ratio(seconds, name, to) for name in candidates}}
+        rows.append(dict(size=size, width=width, batch=batch, rounds=scale["rounds"]) | found)
+    return rows
 
 
 def _norms(side: int, batch: int, device: torch.device) -> dict[str, Callable[[], Any]]:
     """The released norm with its derivative in two ways, and a copy of its inputs."""
     noise = torch.rand(2, batch, 3, side, side, generator=torch.Generator().manual_seed(0))
     x, g = (2 * noise - 1).to(device).unbind()
-    derivative = lambda norm, v, y: torch.autograd.grad(norm(v, y).sum(), v)
-    calls: dict[str, Callable[[], Any]] = {"copy": lambda: (g.clone(), x.clone())}
-    ours = Wasserstein.released().squared_norm
-    for name, norm in dict(ours=ours, convolutions=written_out_squared_norm).items():
-        layout = torch.channels_last if name == "ours" else torch.contiguous_format  # as each one's training has it
-        v, y = (t.clone(memory_format=layout) for t in (g, x))
-        calls[name] = partial(derivative, norm, v.requires_grad_(), y)
-    return calls
+    v, y = (t.clone(memory_format=torch.channels_last) for t in (g.requires_grad_(), x))  # as our training has them
+    ours, convolutions = Wasserstein.released().squared_norm, written_out_squared_norm
+    return dict(
+        copy=lambda: (g.detach().clone(), x.clone()),
+        ours=lambda: torch.autograd.grad(ours(v, y).sum(), v),
+        convolutions=lambda: torch.autograd.grad(convolutions(g, x).sum(), g),
+    )
 
 
-def norm_costs(scale: _Scale, device: torch.device) -> list[dict[str, Any]]:
-    """The released norm and its derivative against a copy of its inputs, other ways, and itself on other sizes.
+def norm_costs(scale: _Scale, device: torch.device) -> list[Any]:
+    """The released norm and its derivative against a copy of its inputs, convolutions, and itself on other sizes.
 
     So many pixels in all at a time, as batches of images of each side; its time per pixel is held against the first.
     """
-    sides, rows = scale["sides"], []
     calls: dict[Any, Callable[[], Any]] = {}
-    for n, side in product(scale["pixels"], sides):
+    for n, side in product(scale["pixels"], scale["sides"]):
         calls |= {(n, side, name): call for name, call in _norms(side, n // side**2, device).items()}
-    seconds = interleaved(calls, scale["rounds"], device, scale["calls"], "norms")
-    for n, side in product(scale["pixels"], sides):
-        over = lambda of, to, n=n, side=side: ratio(seconds, (n, side, of), (n, side, to))
-        row = dict(
-            to_copy=over("ours", "copy"),
-            faster_than_convolutions=over("convolutions", "ours"),
-            per_pixel=ratio(seconds, (n, side, "ours"), (n, sides[0], "ours")),
-        )
-        rows.append(dict(size=side, batch=n // side**2, **row, per_pixel_to=sides[0]))
+    seconds, rows, first = interleaved(calls, scale["rounds"], device, scale["calls"], "norms"), [], scale["sides"][0]
+    for n, side in product(scale["pixels"], scale["sides"]):
+        ours, copy, convolutions = ((n, side, name) for name in ("ours", "copy", "convolutions"))
+        row = dict(size=side, batch=n // side**2, to_copy=ratio(seconds, ours, copy), per_pixel_to=first)
+        row |= dict(faster_than_convolutions=ratio(seconds, convolutions, ours))
+        rows.append(row | dict(per_pixel=ratio(seconds, ours, (n, first, "ours"))))
     return rows
 
 
@@ -185,22 +167,19 @@ def our_training(config: TrainConfig, images: Tensor, device: torch.device) -> C
 
 def training_costs(scale: _Scale, device: torch.device) -> dict[str, Any]:
     """Throughput of each way of training against the plain loop with the same penalty."""
-    shape = _named(scale["training"])
-    images, workers = _noise(10_000, shape["size"]), scale.get("workers", max(2, min(8, (os.cpu_count() or 2) // 2)))
+    size, width, batch = scale["training"]
+    images, workers = _noise(10_000, size), scale.get("workers", max(2, min(8, (os.cpu_count() or 2) // 2)))
     calls: dict[str, Callable[[], Any]] = {}
     for penalty in ("euclidean", "wasserstein"):
-        make = partial(
-            TrainConfig, size=shape["size"], width=shape["width"], batch_size=shape["batch"], penalty=penalty
-        )
-        calls[f"plain loop, {penalty}"] = partial(
-            next, plain_updates(make(channels_last=False), images, device, workers)
-        )
+        make = partial(TrainConfig, penalty=penalty, size=size, width=width, batch_size=batch)
+        plain = plain_updates(make(channels_last=False), images, device, workers)
+        calls[f"plain loop, {penalty}"] = partial(next, plain)
         for compile in scale["compile"]:
-            name = f"wwgan{' compiled' * compile}, {penalty}"
-            calls[name] = our_training(make(compile=compile), images, device)
+            ours = our_training(make(compile=compile), images, device)
+            calls[f"wwgan{' compiled' if compile else ''}, {penalty}"] = ours
     seconds = interleaved(calls, scale["rounds"], device, scale["updates"], "training")
     speeds = {name: ratio(seconds, f"plain loop, {name.rpartition(', ')[2]}", name) for name in calls}
-    return shape | dict(times_the_plain_loop=speeds)
+    return dict(size=size, width=width, batch=batch, times_the_plain_loop=speeds)
 
 
 PARTS: dict[str, Callable[[_Scale, torch.device], Any]] = dict(
@@ -228,19 +207,18 @@ def measure(scale: str | None = None, device: str = "auto", only: Iterable[str] 
 
 
 def _rows(record: Mapping[str, Any]) -> Iterator[tuple[str, list[float] | None, int]]:
-    """What is compared, median and quartiles, and their digits. Some stand in earlier records only."""
-    shape = "{size}², width {width}, batch {batch}".format_map
-    steps = {step["size"]: step for step in reversed(record.get("steps", []))}  # the first of each size
-    for step in reversed(steps.values()):
+    """What is compared; median and quartiles, None where not measured; their digits."""
+    shape, steps = "{size}², width {width}, batch {batch}".format_map, record.get("steps", [])
+    sizes = {step["size"]: step for step in reversed(steps)}  # the first of each
+    for step in reversed(sizes.values()):
         yield f"critic step, Wasserstein / Euclidean: {shape(step)}", step["to_euclidean"]["von Neumann 2"], 3
-    for step in record.get("places", []):
-        for name in [*step["to_straight"]][1:]:
-            yield f"critic step, {name} / straight, random: {shape(step)}", step["to_straight"][name], 2
-    for step in record.get("steps", [])[:1]:
+    for step, place in product(record.get("places", []), list(PLACES)[1:]):
+        yield f"critic step, {place} / straight, random: {shape(step)}", step["to_straight"][place], 2
+    for step in steps[:1]:
         without = [1 / step["to_euclidean"]["no penalty"][k] for k in (0, 2, 1)]
         yield f"critic step, Euclidean / no penalty: {shape(step)}", without, 2
-        speed = step.get("of_matrix_product_speed")
-        yield f"critic step, speed of its arithmetic / matrix product's: {shape(step)}", speed, 2
+        speed = f"critic step, speed of its arithmetic / matrix product's: {shape(step)}"
+        yield speed, step.get("of_matrix_product_speed"), 2
     for last in record.get("penalties", [])[-1:]:
         images = f"{last['batch']} images of {last['size']}²"
         yield f"norm alone / copy of its inputs: {images}", last["to_copy"], 1
@@ -249,23 +227,17 @@ def _rows(record: Mapping[str, Any]) -> Iterator[tuple[str, list[float] | None, 
         yield f"norm alone, time per pixel: {last['size']}² / {last['per_pixel_to']}²", last["per_pixel"], 2
     if training := record.get("training"):
         for penalty, way in product(("euclidean", "wasserstein"), ("wwgan", "wwgan compiled")):
-            row = f"training, {way} / plain loop, speed: {penalty}, {shape(training)}"
-            yield row, training["times_the_plain_loop"].get(f"{way}, {penalty}"), 2
-
-
-def _summary(record: Mapping[str, Any]) -> dict[str, str]:
-    """What is compared -> what was found, as shown."""
-    rows = {
-        name: "{} ({}–{})".format(*(f"{value:.{digits}f}" for value in found))
-        for name, found, digits in _rows(record)
-        if found
-    }
-    if memory := record.get("memory"):
-        shape = "{size}², width {width}, batch {batch}".format_map(memory)
+            found = training["times_the_plain_loop"].get(f"{way}, {penalty}")
+            yield f"training, {way} / plain loop, speed: {penalty}, {shape(training)}", found, 2
+    if memory := record.get("memory"):  # of an earlier record, a single number
         for other in ("Euclidean", "plain loop, wasserstein"):
             peak = memory["peak_bytes"]["von Neumann 2"] / memory["peak_bytes"][other]
-            rows[f"peak memory, Wasserstein / {other}: {shape}"] = f"{peak:.2f}"
-    return rows
+            yield f"peak memory, Wasserstein / {other}: {shape(memory)}", [peak], 2
+
+
+def _shown(found: Sequence[float], digits: int) -> str:
+    median, *quartiles = (f"{value:.{digits}f}" for value in found)
+    return f"{median} ({'–'.join(quartiles)})" if quartiles else median
 
 
 def summary_table(records: Mapping[str, Mapping[str, Any] | None]) -> str:
@@ -273,13 +245,15 @@ def summary_table(records: Mapping[str, Mapping[str, Any] | None]) -> str:
 
     records: heading of the column -> what `measure` returned, or None.
     """
-    columns = {heading: _summary(record) if record else None for heading, record in records.items()}
-    names = dict.fromkeys(name for column in columns.values() if column for name in column)
-    cell = lambda column, name: "not measured" if column is None else column.get(name, "–")
-    rows = [["ratio: median (quartiles)", *columns], ["---"] * (len(columns) + 1)]
-    rows += [[name, *(cell(column, name) for column in columns.values())] for name in names]
+    columns = [
+        {name: _shown(found, digits) for name, found, digits in _rows(record or {}) if found}
+        for record in records.values()
+    ]
+    names = dict.fromkeys(name for column in columns for name in column)
+    rows = [["ratio: median (quartiles)", *records]]
+    rows += [[name, *(c.get(name, "–") if c else "not measured" for c in columns)] for name in names]
     lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], lines[1].replace(" ", ""), *lines[2:]])
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
 def read_costs(folder: Path | None = None) -> dict[str, dict[str, Any] | None]:

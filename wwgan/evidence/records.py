@@ -10,7 +10,7 @@ from ..files import read_json
 from ..runs import read_evaluations
 from ..settings import TrainConfig
 from ..training import is_due
-from .statistics import paired_difference
+from .statistics import Estimate, measured_ratio, paired_difference
 from .study import Study, check_same_settings
 
 
@@ -76,6 +76,40 @@ _NAMES = dict(
 def last_scores(records: Iterable[Record], name: str) -> dict[int, float]:
     """Seed -> that score at the run's last evaluation."""
     return {record.seed: record.evaluations[-1]["scores"][name] for record in records}
+
+
+def answers(
+    runs: Mapping[str, Any],
+    seeds: Iterable[int],
+    setting: str,
+    baseline: str = "euclidean",
+    names: Iterable[str] | None = None,
+    over_gap: bool = False,
+) -> Estimate:
+    """Response of a setting's critics over the baseline's, to perturbations of the largest size.
+
+    runs: "critics" of robustness.json. names: of the perturbations; None: all. over_gap: in units of the gap between
+    real and generated images, not of the spread over real ones; ValueError for critics without a positive gap.
+    """
+    unit = lambda run: run["gap"] if over_gap else 1
+    values = lambda run: [run["responses"][name][-1] / unit(run) for name in names or run["responses"]]
+    return measured_ratio(runs, seeds, setting, baseline, values)
+
+
+def along_paths(
+    runs: Mapping[str, Any],
+    seeds: Iterable[int],
+    setting: str,
+    baseline: str = "euclidean",
+    measure: str = "largest_jump",
+    kinds: Iterable[str] | None = None,
+) -> Estimate:
+    """A measure of `PathProfile` of a setting's critics over the baseline's.
+
+    runs: "critics" of continuity.json. kinds: of paths; None: all.
+    """
+    values = lambda run: [run["paths"][kind][measure] for kind in kinds or run["paths"]]
+    return measured_ratio(runs, seeds, setting, baseline, values)
 
 
 def summary_table(records: Mapping[str, list[Record]], baseline: str) -> str:
