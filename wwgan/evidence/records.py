@@ -10,7 +10,7 @@ from ..files import read_json
 from ..runs import read_evaluations
 from ..settings import TrainConfig
 from ..training import is_due
-from .statistics import Estimate, measured_ratio, paired_difference
+from .statistics import paired_difference
 from .study import Study, check_same_settings
 
 
@@ -78,38 +78,19 @@ def last_scores(records: Iterable[Record], name: str) -> dict[int, float]:
     return {record.seed: record.evaluations[-1]["scores"][name] for record in records}
 
 
-def answers(
-    runs: Mapping[str, Any],
-    seeds: Iterable[int],
-    setting: str,
-    baseline: str = "euclidean",
-    names: Iterable[str] | None = None,
-    over_gap: bool = False,
-) -> Estimate:
-    """Response of a setting's critics over the baseline's, to perturbations of the largest size.
+def responses(run: Mapping[str, Any], names: Iterable[str] | None = None, over_gap: bool = False) -> list[float]:
+    """A critic's responses to perturbations of the largest size. run: of robustness.json; names: None for all.
 
-    runs: "critics" of robustness.json. names: of the perturbations; None: all. over_gap: in units of the gap between
-    real and generated images, not of the spread over real ones; ValueError for critics without a positive gap.
+    over_gap: in units of the gap between real and generated images, not of the spread over real ones.
     """
-    unit = lambda run: run["gap"] if over_gap else 1
-    values = lambda run: [run["responses"][name][-1] / unit(run) for name in names or run["responses"]]
-    return measured_ratio(runs, seeds, setting, baseline, values)
+    return [run["responses"][name][-1] / (run["gap"] if over_gap else 1) for name in names or run["responses"]]
 
 
 def along_paths(
-    runs: Mapping[str, Any],
-    seeds: Iterable[int],
-    setting: str,
-    baseline: str = "euclidean",
-    measure: str = "largest_jump",
-    kinds: Iterable[str] | None = None,
-) -> Estimate:
-    """A measure of `PathProfile` of a setting's critics over the baseline's.
-
-    runs: "critics" of continuity.json. kinds: of paths; None: all.
-    """
-    values = lambda run: [run["paths"][kind][measure] for kind in kinds or run["paths"]]
-    return measured_ratio(runs, seeds, setting, baseline, values)
+    run: Mapping[str, Any], measure: str = "largest_jump", kinds: Iterable[str] | None = None
+) -> list[float]:
+    """A measure of `PathProfile` along each kind of paths, None for all. run: a critic of continuity.json."""
+    return [run["paths"][kind][measure] for kind in kinds or run["paths"]]
 
 
 def summary_table(records: Mapping[str, list[Record]], baseline: str) -> str:
