@@ -6,9 +6,10 @@ The plan, with its reasons, is in nbs/evidence/09_statistics.
 import argparse
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import geometric_mean, linear_regression, mean
 from typing import Any, NamedTuple
 
 import torch
@@ -25,23 +26,9 @@ from .records import read_records
 from .statistics import Estimate, holm, log_ratios, measured_ratio, student_mean, student_p
 from .study import Study, read_study, run_study
 
-COMMON: dict[str, Any] = dict(
-    dataset="fashion_mnist",
-    size=32,
-    width=16,
-    latent_dim=64,
-    critic_steps=5,
-    batch_size=64,
-    betas=[0.5, 0.9],
-    ema=0.99,
-    log_interval=100,
-    sample_interval=500,
-    checkpoint_interval=500,
-    eval_interval=500,
-    eval_features="efficientnet",
-    eval_samples=2000,
-    eval_real=0,  # all
-)
+COMMON: dict[str, Any] = dict(dataset="fashion_mnist", size=32, width=16, latent_dim=64, critic_steps=5, batch_size=64)
+COMMON |= dict(betas=[0.5, 0.9], ema=0.99, log_interval=100, sample_interval=500, checkpoint_interval=500)
+COMMON |= dict(eval_interval=500, eval_features="efficientnet", eval_samples=2000, eval_real=0)  # 0: all
 SETTINGS: dict[str, dict[str, Any]] = {
     "euclidean": dict(penalty="euclidean"),
     "released": dict(penalty="wasserstein"),
@@ -116,15 +103,15 @@ def search(folder: Path, runs: Path, workers: int = 1, data_dir: str | None = No
     return Study(COMMON | dict(steps=3000), settings, [0, 1, 2, 3, 4])
 
 
-def paths_of(run: Run, images: Tensor, steps: int = 16) -> dict[str, Tensor]:
-    """Paths (B, steps + 1, C, H, W) of images (2 B, C, H, W) in [-1, 1] and, as many, of the run's generator."""
+def paths_of(run: Run, images: Tensor) -> dict[str, Tensor]:
+    """Paths (B, 17, C, H, W) of images (2 B, C, H, W) in [-1, 1] and, as many, of the run's generator."""
     a, b = images.chunk(2)
-    ends = run.state.latent(2 * len(a), fixed_random(run.state, "paths")).chunk(2)
+    start, end = run.state.latent(2 * len(a), fixed_random(run.state, "paths")).chunk(2)
     return {
-        "translation": perturbation_path(a, "translation", 3.0, steps),
-        "elastic": perturbation_path(a, "elastic", 1.5, steps),
-        "cross-fade": cross_fade(a, b, steps),
-        "latent": latent_paths(lambda z: generate(run.generator, z), ends[0], ends[1], steps),
+        "translation": perturbation_path(a, "translation", 3.0, 16),
+        "elastic": perturbation_path(a, "elastic", 1.5, 16),
+        "cross-fade": cross_fade(a, b, 16),
+        "latent": latent_paths(lambda z: generate(run.generator, z), start, end, 16),
     }
 
 
@@ -148,6 +135,7 @@ def outcomes(run: Run, real: Tensor, moved: Mapping[str, Matched]) -> dict[str, 
             for kind, path in paths_of(run, x[: n // 5]).items()
         }
     norms = {points: gradient_norms(run.state, real, points, n) for points in ("interpolated", "real", "fake")}
+    quantiles = lambda values: torch.quantile(values, torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])).tolist()
     frequencies, power = radial_power_spectrum(fake)
     return dict(
         images=n,
@@ -157,16 +145,12 @@ def outcomes(run: Run, real: Tensor, moved: Mapping[str, Matched]) -> dict[str, 
         separation=separation(run.critic, x, y),
         responses=responses,
         jumps={kind: dict(largest=j.amax(1).mean().item(), sum=j.sum(1).mean().item()) for kind, j in jumps.items()},
-        norms={points: {name: _quantiles(v) for name, v in found.items()} for points, found in norms.items()},
+        norms={points: {name: quantiles(v) for name, v in found.items()} for points, found in norms.items()},
         deviation={points: (v["penalised"] - 1).square().mean().sqrt().item() for points, v in norms.items()},
         frequencies=frequencies.tolist(),
         power=power.tolist(),
         power_of_real=radial_power_spectrum(real)[1].tolist(),
     )
-
-
-def _quantiles(values: Tensor) -> list[float]:
-    return torch.quantile(values, torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])).tolist()
 
 
 def measure(study: Study, results: Path, runs: Path, data_dir: str | None = None, n: int = 1000) -> list[Path]:
@@ -194,24 +178,21 @@ def read_outcomes(study: Study, results: Path) -> dict[str, Any]:
     return {name: read_json(folder / OUTCOMES) | dict(frechet=frechet[name]) for name, folder in found.items()}
 
 
-def value_of(outcome: str, record: Mapping[str, Any]) -> float:
+def value_of(outcome: str, record: Mapping[str, Any]) -> float | None:
     """One positive number of a run's outcomes.json, with its last Fréchet distance as "frechet".
 
-    Raises ValueError where a critic scores generated images above real ones, which leaves no unit.
+    None where a critic scores generated images above real ones, which leaves no unit.
     """
     if outcome == "quality":
         return float(record["frechet"])
     if outcome == "detail":  # departure of the power of fine detail from that of real images, either way
         rows = zip(record["frequencies"], record["power"], record["power_of_real"])
-        logs = [abs(math.log(mine / real)) for frequency, mine, real in rows if frequency >= DETAIL]
-        return sum(logs) / len(logs)
-    if not record["gap"] > 0:
-        raise ValueError(f"a critic that scores generated images above real ones has no gap, got {record['gap']:.3g}")
+        return mean(abs(math.log(mine / real)) for frequency, mine, real in rows if frequency >= DETAIL)
     if outcome == "robustness":
         found = [record["responses"][name][-1] for name in MOTIONS if name in record["responses"]]
     else:
         found = [record["jumps"][kind]["largest"] for kind in PATHS]
-    return math.exp(sum(map(math.log, found)) / len(found)) / record["gap"]
+    return geometric_mean(found) / record["gap"] if record["gap"] > 0 else None
 
 
 class Verdict(NamedTuple):
@@ -222,27 +203,22 @@ class Verdict(NamedTuple):
     word: str
 
 
-def verdicts(records: Mapping[str, Any], seeds: Iterable[int], claim: str) -> dict[str, Verdict]:
+def verdicts(records: Mapping[str, Any], seeds: Sequence[int], claim: str) -> dict[str, Verdict]:
     """Each comparison of a claim, as "released over euclidean", over the seeds of which both runs have the outcome.
 
     records: of `read_outcomes`. Raises ValueError for a comparison with fewer than two such seeds.
     """
-    plan, seeds = PLAN[claim], list(seeds)
-    of = lambda record: [value_of(plan.outcome, record)]
-    ratios, p_values = {}, {}
+    plan, ratios, p_values = PLAN[claim], {}, {}
+    values = {name: value for name, record in records.items() if (value := value_of(plan.outcome, record)) is not None}
     for pair in plan.pairs:
-        both = [seed for seed in seeds if all(_has(plan.outcome, records.get(f"{x}-seed{seed}")) for x in pair)]
-        name = " over ".join(pair)
-        ratios[name] = measured_ratio(records, both, *pair, of)
-        p_values[name] = student_p(log_ratios(records, both, *pair, of))
+        both = [seed for seed in seeds if all(f"{name}-seed{seed}" in values for name in pair)]
+        name, compared = " over ".join(pair), (values, both, *pair, lambda value: [value])
+        ratios[name] = measured_ratio(*compared)
+        p_values[name] = student_p(log_ratios(*compared))
     adjusted = holm(p_values)
     return {
         name: Verdict(ratio, adjusted[name], word_of(ratio, adjusted[name], plan)) for name, ratio in ratios.items()
     }
-
-
-def _has(outcome: str, record: Mapping[str, Any] | None) -> bool:
-    return record is not None and (outcome in ("quality", "detail") or record["gap"] > 0)
 
 
 def word_of(ratio: Estimate, p: float, plan: Plan) -> str:
@@ -257,15 +233,16 @@ def word_of(ratio: Estimate, p: float, plan: Plan) -> str:
 
 
 def trend(records: Mapping[str, Any], seeds: Iterable[int], outcome: str) -> Estimate:
-    """Slope of an outcome's logarithm against log(1 + length), one for each seed: mean with Student's interval."""
-    slopes = []
+    """Slope of an outcome's logarithm against log(1 + length), one for each seed: mean with Student's interval.
+
+    A seed of which a run is missing, or has no such outcome, is left out.
+    """
+    values = {name: value_of(outcome, record) for name, record in records.items()}
+    x, slopes = [math.log1p(length) for length in LENGTHS.values()], []
     for seed in seeds:
-        points = [
-            (math.log1p(length), math.log(value_of(outcome, records[f"{name}-seed{seed}"])))
-            for name, length in LENGTHS.items()
-        ]
-        x, y = torch.tensor(points, dtype=torch.float64).T
-        slopes.append((((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()).item())
+        y = [math.log(value) for name in LENGTHS if (value := values.get(f"{name}-seed{seed}"))]
+        if len(y) == len(x):
+            slopes.append(linear_regression(x, y).slope)
     return student_mean(slopes)
 
 
