@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['PERTURBATIONS', 'MOTIONS', 'DAMAGE', 'BACKGROUND', 'Perturbation', 'perturb', 'move', 'shuffle_pixels', 'unit_mass',
-           'Displacement', 'euclidean_displacement', 'displacement', 'strength_of_size', 'Matched', 'matched',
-           'radial_power_spectrum']
+           'Displacement', 'euclidean_displacement', 'displacement', 'Matched', 'matched', 'radial_power_spectrum']
 
 # %% ../../nbs/evidence/08_perturbation.ipynb #imports
 import io
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from importlib import import_module
 from typing import NamedTuple
 
 import torch
@@ -84,9 +84,7 @@ def _deform(images: Tensor, pixels: float, random: torch.Generator) -> Tensor:
 # %% ../../nbs/evidence/08_perturbation.ipynb #light
 def _adjust(name: str, neutral: float, images: Tensor, strength: float, random: torch.Generator) -> Tensor:
     """torchvision's adjustment of that name, upwards for a random half of the images, downwards for the others."""
-    from torchvision.transforms.v2 import functional
-
-    adjust = getattr(functional, f"adjust_{name}")
+    adjust = getattr(import_module("torchvision.transforms.v2.functional"), f"adjust_{name}")
     up = (_signs(images, random) > 0)[:, None, None, None]
     return torch.where(up, adjust(images, neutral + strength), adjust(images, neutral - strength))
 
@@ -179,28 +177,27 @@ def _check_images(images: Tensor) -> None:
 
 
 def perturb(images: Tensor, name: str, strength: float, seed: int = 0) -> Tensor:
-    """Images (B, C, H, W) in [-1, 1], perturbed; strength 0 changes nothing, the same seed the same way.
+    """Images (B, 1 or 3, H, W) in [-1, 1], perturbed; strength 0 changes nothing, the same seed the same way.
 
-    name: in `PERTURBATIONS`, which has unit and range of the strength. C is 1 or 3. Draws nothing from torch's random
-    state. Raises ValueError for other names, images, or strengths.
+    name: in `PERTURBATIONS`, which has unit and range of the strength. Draws nothing from torch's random state. Raises
+    ValueError for other names, images, or strengths.
     """
     _check_images(images)
     if name not in PERTURBATIONS:
         raise unknown_name("perturbation", name, PERTURBATIONS)
-    kind = PERTURBATIONS[name]
-    if not 0 <= strength <= kind.strongest:
-        raise ValueError(f"{name} takes a strength from 0 to {kind.strongest} ({kind.unit}), got {strength}")
+    unit, strongest, apply = PERTURBATIONS[name]
+    if not 0 <= strength <= strongest:
+        raise ValueError(f"{name} takes a strength from 0 to {strongest} ({unit}), got {strength}")
     if strength == 0:
         return images.clone()
-    random = torch.Generator().manual_seed(seed)
-    return 2 * kind.apply((images + 1) / 2, float(strength), random).clamp(0, 1) - 1
+    return 2 * apply((images + 1) / 2, float(strength), torch.Generator().manual_seed(seed)).clamp(0, 1) - 1
 
 # %% ../../nbs/evidence/08_perturbation.ipynb #move
 def move(images: Tensor, right: float = 0.0, down: float = 0.0, turn: float = 0.0) -> Tensor:
-    """Images (B, C, H, W) in [-1, 1], turned clockwise about the middle by degrees, then moved by pixels.
+    """Images (B, 1 or 3, H, W) in [-1, 1], turned clockwise about the middle by degrees, then moved by pixels.
 
-    Bilinear between pixels; what leaves the frame is lost, what enters repeats the border. C is 1 or 3. Raises
-    ValueError for other images, and for moves that are not finite.
+    Bilinear between pixels; what leaves the frame is lost, what enters repeats the border. Raises ValueError for other
+    images, and for moves that are not finite.
     """
     _check_images(images)
     if not all(map(math.isfinite, (right, down, turn))):
@@ -212,17 +209,15 @@ def move(images: Tensor, right: float = 0.0, down: float = 0.0, turn: float = 0.
 
 
 def shuffle_pixels(images: Tensor, share: float, seed: int = 0) -> Tensor:
-    """Images (B, C, H, W) in which a random share of the pixels change places; the same seed the same pixels.
+    """Images (B, 1 or 3, H, W) in which a random share of the pixels change places; the same seed the same pixels.
 
-    All channels of a pixel move together. The chosen pixels trade places in one cycle, so that none of them stays, and
-    a larger share chooses these and more. C is 1 or 3. Draws nothing from torch's random state. Raises ValueError for
-    other images or shares outside [0, 1].
+    All channels move together. The chosen pixels trade places in one cycle, so that none of them stays, and a larger
+    share chooses these and more. Raises ValueError for other images or shares outside [0, 1].
     """
     _check_images(images)
     if not 0 <= share <= 1:
         raise ValueError(f"share is of the pixels, from 0 to 1, got {share}")
-    flat = images.flatten(2)
-    random = torch.Generator().manual_seed(seed)
+    flat, random = images.flatten(2), torch.Generator().manual_seed(seed)
     order = torch.rand(len(flat), flat.shape[-1], generator=random).argsort(1)
     chosen = order[:, : round(share * flat.shape[-1])]
     source = torch.arange(flat.shape[-1]).expand_as(order).scatter(1, chosen, chosen.roll(1, 1))
@@ -265,16 +260,13 @@ def displacement(images: Tensor, perturbed: Tensor) -> Displacement:
     return Displacement(euclidean_displacement(images, perturbed), wasserstein)
 
 # %% ../../nbs/evidence/08_perturbation.ipynb #matched
-def strength_of_size(images: Tensor, name: str, euclidean: float, seed: int = 0, steps: int = 20) -> float | None:
-    """The strength at which a perturbation moves images by `euclidean` in the mean; None if it never gets so far.
-
-    Found by bisection: exact to the strongest strength over 2^steps, where the size grows with the strength.
-    """
+def _strength_of_size(images: Tensor, name: str, euclidean: float, seed: int) -> float | None:
+    """By bisection, the strength that moves images by `euclidean` in the mean; None if even the strongest does not."""
     size = lambda strength: euclidean_displacement(images, perturb(images, name, strength, seed)).mean().item()
     low, high = 0.0, float(PERTURBATIONS[name].strongest)
     if size(high) < euclidean:
         return None
-    for _ in range(steps):
+    for _ in range(20):
         middle = (low + high) / 2
         low, high = (middle, high) if size(middle) < euclidean else (low, middle)
     return high
@@ -296,7 +288,7 @@ def matched(
     """
     found = {}
     for name in names:
-        strengths = [s for size in sizes if (s := strength_of_size(images, name, size, seed)) is not None]
+        strengths = [s for size in sizes if (s := _strength_of_size(images, name, size, seed)) is not None]
         if len(strengths) == len(sizes):
             found[name] = Matched(strengths, [perturb(images, name, strength, seed) for strength in strengths])
     return found
@@ -306,9 +298,8 @@ def radial_power_spectrum(images: Tensor) -> tuple[Tensor, Tensor]:
     """Frequencies (K,) in cycles per pixel and the mean power (K,) at each, over images (N, C, H, W) and channels.
 
     images: uint8, or real in [-1, 1]. Rings are one cycle per shorter side wide, and reach into the corners, to 0.71;
-    the first holds the images' means. Power is in squares of [-1, 1] units; white noise of variance v has power v.
-    Images count as periodic, so opposite borders that differ add power along the axes: compare sets of images rather
-    than read one spectrum. Raises ValueError for other shapes. Source: Durall et al. 2020 for the use on generators.
+    the first holds the images' means. White noise of variance v has power v. Images count as periodic, so opposite
+    borders that differ add power along the axes. Source: Durall et al. 2020 for the use on generators.
     """
     if images.dim() != 4 or not images.numel():
         raise ValueError(f"a spectrum needs images (N, C, H, W), none of them 0, got {tuple(images.shape)}")

@@ -26,19 +26,13 @@ def _check_path(steps: int, a: Tensor, b: Tensor) -> None:
 
 
 def perturbation_path(images: Tensor, name: str, strength: float, steps: int = 8, seed: int = 0) -> Tensor:
-    """Images (B, C, H, W) in [-1, 1] -> paths (B, steps + 1, C, H, W) along which a perturbation grows to `strength`.
-
-    Raises as `perturb`, and ValueError for steps below 1.
-    """
+    """Images (B, C, H, W) in [-1, 1] -> paths (B, steps + 1, C, H, W) on which a perturbation grows to `strength`."""
     _check_path(steps, images, images)
     return torch.stack([perturb(images, name, strength * k / steps, seed) for k in range(steps + 1)], 1)
 
 
 def cross_fade(a: Tensor, b: Tensor, steps: int = 8) -> Tensor:
-    """Straight paths between images a and b, both (B, C, H, W) -> (B, steps + 1, C, H, W).
-
-    Raises ValueError for ends of different shape and steps below 1.
-    """
+    """Straight paths between images a and b, both (B, C, H, W) -> (B, steps + 1, C, H, W)."""
     _check_path(steps, a, b)
     return torch.stack([torch.lerp(a, b, k / steps) for k in range(steps + 1)], 1)
 
@@ -54,7 +48,6 @@ def geodesic_path(a: Tensor, b: Tensor, steps: int = 8) -> Tensor:
 
     In each channel the brighter of the two is dimmed to the light of the other, for transport moves light and makes
     none. Solves B * C cone programs (`WassersteinMetric.geodesic`): for images of up to about 20 x 20 pixels.
-    Raises ValueError as `perturb` for wrong images, for ends of different shape, and for steps below 2.
     """
     _check_path(steps, a, b)
     for images in (a, b):
@@ -70,8 +63,7 @@ def geodesic_path(a: Tensor, b: Tensor, steps: int = 8) -> Tensor:
 def great_circle(a: Tensor, b: Tensor, steps: int = 8) -> Tensor:
     """Latent vectors along great circles from a to b, both (B, d) -> (B, steps + 1, d); lengths change evenly.
 
-    Raises ValueError for vectors that are zero or opposite, between which there is no such circle, for ends of
-    different shape, and for steps below 1.
+    Raises ValueError for vectors that are zero or opposite, between which there is no such circle.
     """
     _check_path(steps, a, b)
     length_a, length_b = (x.norm(dim=1, keepdim=True)[..., None] for x in (a, b))  # (B, 1, 1)
@@ -86,10 +78,7 @@ def great_circle(a: Tensor, b: Tensor, steps: int = 8) -> Tensor:
 
 
 def latent_paths(generator: Callable[[Tensor], Tensor], a: Tensor, b: Tensor, steps: int = 8) -> Tensor:
-    """Paths (B, steps + 1, C, H, W) of the images that a generator makes along great circles from a to b, both (B, d).
-
-    generator: z (N, d) -> images (N, C, H, W). Raises as `great_circle`.
-    """
+    """Images (B, steps + 1, C, H, W) that a generator, z -> images, makes along great circles from a to b, (B, d)."""
     circles = great_circle(a, b, steps)
     return generator(circles.flatten(0, 1)).unflatten(0, circles.shape[:2])
 
@@ -102,8 +91,7 @@ def piece_lengths(path: Tensor) -> Tensor:
     """
     if path.dim() != 4 or len(path) < 2:
         raise ValueError(f"a path must be (T, C, H, W) with T >= 2, got {tuple(path.shape)}")
-    metric = _metric_on(path)
-    masses = unit_mass(path)
+    metric, masses = _metric_on(path), unit_mass(path)
     pieces = [[metric.norm((x + y) / 2, y - x) for x, y in zip(*ends)] for ends in zip(masses, masses[1:])]
     lengths = torch.stack([torch.stack(channels).norm() for channels in pieces])
     return lengths.float() * metric.unit / path.shape[1] ** 0.5
@@ -118,28 +106,23 @@ def spread(critic: Critic, images: Tensor) -> Tensor:
 
     Raises ValueError for a critic that gives all images the same output.
     """
-    return _spread(critic(images))
-
-
-def _spread(outputs: Tensor) -> Tensor:
-    found = outputs.std()
+    found = critic(images).std()
     if not found > 0:
-        raise ValueError(f"the critic gives all {len(outputs)} images the same output, so its answers have no unit")
+        raise ValueError(f"the critic gives all {len(images)} images the same output, so its answers have no unit")
     return found
 
 
 @torch.no_grad()
 def response(critic: Critic, images: Tensor, perturbed: Tensor) -> Tensor:
     """|f(perturbed) - f(image)| over the spread of f on the images: (B, C, H, W) twice -> (B,). Raises as `spread`."""
-    before = critic(images)
-    return (critic(perturbed) - before).abs() / _spread(before)
+    return (critic(perturbed) - critic(images)).abs() / spread(critic, images)
 
 
 @torch.no_grad()
 def separation(critic: Critic, real: Tensor, fake: Tensor) -> float:
-    """Share of pairs of a real and a generated image of which the critic scores the real one higher: 0.5 is chance.
+    """Share of pairs of a real and a generated image (B, C, H, W) of which the critic scores the real one higher.
 
-    real, fake: images (B, C, H, W). The area under the ROC curve.
+    0.5 is chance: the area under the ROC curve.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -148,11 +131,10 @@ def separation(critic: Critic, real: Tensor, fake: Tensor) -> float:
 
 
 class PathProfile(NamedTuple):
-    """A critic along paths of images, each (B,), in units of its spread; over distances in their own units.
+    """A critic along paths of images, each (B,), in units of its spread.
 
-    variation: sum of changes. largest_jump: the largest. euclidean, wasserstein: the largest change over the
-    Euclidean and over the Wasserstein length of its piece, the local Lipschitz constants. Pieces shorter than 1e-5, in
-    which what changes is rounding, count for nothing there.
+    variation: sum of changes. largest_jump: the largest. euclidean, wasserstein: the largest change over the length of
+    its piece, the local Lipschitz constants; pieces shorter than 1e-5, in which rounding changes, do not count there.
     """
 
     variation: Tensor
