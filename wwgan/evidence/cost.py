@@ -57,25 +57,19 @@ DEVICES = ("CPU", "GPU")
 
 
 def interleaved(
-    calls: Mapping[Any, Callable[[], Any]],
-    rounds: int,
-    device: torch.device,
-    n: int = 1,
-    shown: str = "",
-    warmup: int = 2,
-    seed: int = 0,
+    calls: Mapping[Any, Callable[[], Any]], rounds: int, device: torch.device, n: int = 1, shown: str = ""
 ) -> dict[Any, list[float]]:
     """Seconds of each call, by name, in each round: all run once in every round, in a new random order.
 
     n: calls in a row of which the mean is taken, several where a GPU's queue must stay full. shown: what the progress
-    bar is called; empty: none. warmup: rounds that do not count.
+    bar is called; empty: none. Two rounds before the first do not count.
     """
     from tqdm import tqdm
 
     wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
-    order, shuffler = list(calls), random.Random(seed)
+    order, shuffler = list(calls), random.Random(0)
     seconds: dict[Any, list[float]] = {name: [] for name in calls}
-    for k in tqdm(range(-warmup, rounds), desc=shown, unit="round", disable=not shown):
+    for k in tqdm(range(-2, rounds), desc=shown, unit="round", disable=not shown):
         shuffler.shuffle(order)
         for name in order:
             wait()
