@@ -16,7 +16,6 @@ from wwgan.evidence.perturbation import (
     unit_mass,
 )
 from wwgan.evidence.probe import (
-    cross_fade,
     geodesic_path,
     great_circle,
     path_profile,
@@ -27,8 +26,6 @@ from wwgan.evidence.probe import (
 )
 from wwgan.metric import wasserstein2
 
-by_name = pytest.mark.parametrize("name", PERTURBATIONS)
-
 
 def colours(n=12, size=16):
     """Smooth coloured random images in [-1, 1]."""
@@ -36,23 +33,16 @@ def colours(n=12, size=16):
     return 2 * torch.nn.functional.interpolate(coarse, (size, size), mode="bilinear", align_corners=True) - 1
 
 
-@by_name
-def test_same_seed_same_images_and_another_seed_others(name):
-    x, strength = colours(), PERTURBATIONS[name].strongest / 2
-    before = torch.get_rng_state()
+@pytest.mark.parametrize("name", PERTURBATIONS)
+def test_same_seed_same_images_another_seed_others_and_farther_the_greater_the_strength(name):
+    x, strength, before = colours(), PERTURBATIONS[name].strongest / 2, torch.get_rng_state()
     first = perturb(x, name, strength, seed=1)
     assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(first, perturb(x, name, strength, seed=1)) and not torch.equal(first, x)
     assert torch.equal(first, perturb(x, name, strength, seed=2)) == (name in ("blur", "jpeg"))
     assert torch.equal(perturb(x, name, 0), x) and first.shape == x.shape and first.abs().max() <= 1
-
-
-@by_name
-def test_images_move_farther_the_greater_the_strength(name):
-    x = colours()
-    sizes = [euclidean_displacement(x, perturb(x, name, s * PERTURBATIONS[name].strongest)) for s in (0.05, 0.2, 0.5)]
-    means = [size.mean().item() for size in sizes]
-    assert 0 < means[0] < means[1] < means[2]
+    sizes = [euclidean_displacement(x, perturb(x, name, share * strength)).mean() for share in (0.1, 0.4, 1)]
+    assert 0 < sizes[0] < sizes[1] < sizes[2]
 
 
 @pytest.mark.parametrize("shape", [(1, 15, 9), (3, 32, 32), (3, 5, 7)])
@@ -89,7 +79,6 @@ def test_shuffled_blocks_keep_their_pixels():
     shuffled = perturb(x, "block shuffling", 1)
     blocks = lambda images: torch.nn.functional.unfold(images, 4, stride=4).unflatten(1, (3, 16))
     torch.testing.assert_close(blocks(shuffled).sort(2).values, blocks(x).sort(2).values)
-    assert displacement(x, shuffled).wasserstein.max() < 5  # nothing leaves its block of 4 x 4
 
 
 def test_moves_go_where_they_are_told():
@@ -99,7 +88,6 @@ def test_moves_go_where_they_are_told():
     torch.testing.assert_close(right[..., :3], x[..., :1].expand(-1, -1, -1, 3), atol=1e-5, rtol=0)  # border repeated
     torch.testing.assert_close(move(x, down=-2)[..., :-2, :], x[..., 2:, :], atol=1e-5, rtol=0)
     torch.testing.assert_close(move(x, right=0.25)[..., 1:], 0.75 * x[..., 1:] + 0.25 * x[..., :-1])
-    torch.testing.assert_close(move(x, turn=90), x.rot90(-1, (2, 3)), atol=1e-4, rtol=0)  # clockwise
     turned_first = move(move(x, turn=90), right=3, down=-2)
     torch.testing.assert_close(move(x, right=3, down=-2, turn=90), turned_first, atol=1e-4, rtol=0)
     assert torch.equal(move(x), x) and move(x, right=100).abs().max() <= 1
@@ -138,8 +126,6 @@ def test_answers_do_not_depend_on_the_scale_of_the_critic(data_dir):
     scaled = response(lambda images: 7 - 100 * critic(images), x, moved)
     torch.testing.assert_close(scaled, answers, rtol=1e-4, atol=1e-4)
     assert answers.mean() > 0.1
-    with pytest.raises(ValueError, match="same output"):
-        response(lambda images: images.new_zeros(len(images)), x, moved)
 
 
 def test_matched_sets_have_their_sizes_and_leave_out_what_never_gets_there(data_dir):
@@ -189,12 +175,11 @@ def test_pieces_add_up_however_finely_a_path_is_cut():
     x = colours(1)
     lengths = [piece_lengths(perturbation_path(x, "translation", 1.0, steps)[0]).sum() for steps in (4, 8)]
     torch.testing.assert_close(*lengths, rtol=0.02, atol=0)
-    one = piece_lengths(perturbation_path(x[:, :1], "translation", 1.0)[0])
-    three = piece_lengths(perturbation_path(x[:, :1].expand(-1, 3, -1, -1), "translation", 1.0)[0])
-    torch.testing.assert_close(one, three)
+    gray = perturbation_path(x[:, :1], "translation", 1.0)[0]
+    torch.testing.assert_close(piece_lengths(gray), piece_lengths(gray.expand(-1, 3, -1, -1)))
 
 
-def test_geodesics_join_their_images_keep_their_light_and_are_the_shortest(data_dir):
+def test_geodesics_join_their_images_and_keep_the_light_of_the_darker(data_dir):
     a, b = to_float(load_images("digits", data_dir, 16)[:4]).split(2)
     dim = (b - 1) / 2  # half the light
     path, same = geodesic_path(a, dim, 4), geodesic_path(a[:1], a[:1], 4)
@@ -203,9 +188,6 @@ def test_geodesics_join_their_images_keep_their_light_and_are_the_shortest(data_
     light = (path + 1).sum((2, 3, 4))
     torch.testing.assert_close(light, light[:, :1].expand(2, 5), rtol=1e-2, atol=0)
     torch.testing.assert_close(same[0], a[:1].expand(5, -1, -1, -1), atol=1e-3, rtol=0)
-    fade = cross_fade(path[:, 0], path[:, -1], 4)
-    for short, straight in zip(path, fade):
-        assert piece_lengths(short).sum() < piece_lengths(straight).sum()
 
 
 def test_great_circles():
@@ -215,9 +197,8 @@ def test_great_circles():
     torch.testing.assert_close(circle[:, -1], b)
     torch.testing.assert_close(circle[:, 3].norm(dim=1), (a.norm(dim=1) + b.norm(dim=1)) / 2)
     torch.testing.assert_close(great_circle(a, a, 6), a[:, None].expand(5, 7, 32))
-    for wrong in (-a, 0 * a):
-        with pytest.raises(ValueError, match="not zero and not opposite"):
-            great_circle(a, wrong)
+    with pytest.raises(ValueError, match="not zero and not opposite"):
+        great_circle(a, 0 * a)
 
 
 def test_path_that_stays_has_no_local_constant():
@@ -233,21 +214,18 @@ def test_path_that_stays_has_no_local_constant():
     [
         (lambda x: perturb(x, "rotate", 1), "did you mean 'rotation'"),
         (lambda x: perturb(x, "rotation", 91), r"from 0 to 90 \(degrees\), got 91"),
-        (lambda x: perturb(x, "rotation", -1), "got -1"),
         (lambda x: perturb(x, "blur", float("nan")), "got nan"),
         (lambda x: perturb(2 * x, "blur", 1), r"must lie in \[-1, 1\]"),
         (lambda x: perturb(x[:, :2], "blur", 1), r"\(12, 2, 16, 16\)"),
         (lambda x: perturb(x.to(torch.uint8), "blur", 1), "uint8"),
         (lambda x: perturbation_path(x, "blur", 1, 0), "at least 1 step, got 0"),
-        (lambda x: cross_fade(x, x, -2), "at least 1 step, got -2"),
         (lambda x: geodesic_path(x[:1], x), r"same shape, got \(1, 3, 16, 16\) and \(12, 3, 16, 16\)"),
         (lambda x: geodesic_path(5 * x, x), r"must lie in \[-1, 1\]"),
-        (lambda x: great_circle(x[0, 0], x[0, 0, :1]), "same shape"),
+        (lambda x: great_circle(x[0, 0], -x[0, 0]), "not zero and not opposite"),
         (lambda x: move(x, turn=float("nan")), "must be finite numbers, got 0.0, 0.0 and nan"),
-        (lambda x: move(x[0], 1), r"\(3, 16, 16\)"),
         (lambda x: shuffle_pixels(x, 1.1), "from 0 to 1, got 1.1"),
-        (lambda x: shuffle_pixels(2 * x, 0.5), r"must lie in \[-1, 1\]"),
         (lambda x: radial_power_spectrum(x[0]), r"needs images .* got \(3, 16, 16\)"),
+        (lambda x: response(lambda images: images.new_zeros(len(images)), x, x), "same output"),
     ],
 )
 def test_wrong_input_is_refused(call, words):

@@ -130,8 +130,8 @@ def run_study(
     results: folder of the records, which studies may share: a run of the same name must have the same settings. runs:
     folder of the run folders; None: data/runs/<name of results>/ of the repository. workers: runs at a time, each in
     a process of its own, which joblib starts here or, within `joblib.parallel_config`, on a cluster; 1: all in this
-    process. only: names of runs, such as "wgan-gp-seed0"; None: all. threads: of each run; None: the cores shared
-    out. with_runs: also train recorded runs again whose last checkpoint, and with it the networks, is not here.
+    process. only: names of runs, such as "wgan-gp-seed0"; None: all. threads: of each run; None: this process's,
+    shared out. with_runs: also train recorded runs again whose last checkpoint, and so the networks, is not here.
     progress: show bars. where: data_dir, device or eval_weights of this machine; None: as the study says.
     Raises ValueError for wrong arguments and for folders that hold other settings, before anything is trained;
     RuntimeError naming the runs that failed, after the others are done.
@@ -140,7 +140,7 @@ def run_study(
 
     if workers < 1 or threads is not None and threads < 1:
         raise ValueError(f"workers and threads must be at least 1, got {workers} and {threads}")
-    results, threads = Path(results), threads or max(1, (os.cpu_count() or 1) // workers)
+    results, threads = Path(results), threads or max(1, torch.get_num_threads() // workers)
     runs = Path(runs).expanduser() if runs else project_root() / "data" / "runs" / results.name
     chosen = [
         _Run(config, str(results / name), str(runs / name), threads, with_runs, progress and workers == 1)
@@ -231,7 +231,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--results", type=Path, help="folder of the records; default: the study's folder")
     parser.add_argument("--runs", type=Path, help="folder of the run folders; default: below data/runs/")
     parser.add_argument("--workers", type=int, default=1, help="runs at a time, each in a process of its own")
-    parser.add_argument("--threads", type=int, help="of each run; default: the cores shared out")
+    parser.add_argument("--threads", type=int, help="of each run; default: those of torch shared out")
     parser.add_argument("--list", action="store_true", help="train nothing, but print the names of the runs")
     parser.add_argument("--only", nargs="+", metavar="RUN", help="names such as wgan-gp-seed0; default: all")
     parser.add_argument("--data_dir", help="holds data sets and prepared arrays; default: data/ of the repository")
