@@ -10,6 +10,7 @@ import threading
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -144,12 +145,8 @@ def run_study(
     runs = Path(runs).expanduser() if runs else project_root() / "data" / "runs" / results.name
     chosen = [
         _Run(config, str(results / name), str(runs / name), threads, with_runs, progress and workers == 1)
-        for name, config in _chosen(study, only, where).items()
+        for name, config in _chosen(study, only, where, [results, runs]).items()
     ]
-    for run in chosen:
-        for folder in (Path(run.record), Path(run.run_dir)):
-            if (folder / "config.json").exists():
-                check_same_settings(folder, run.config)
     with closing((_attempt(run) for run in chosen) if workers == 1 else _in_processes(chosen, workers)) as ended:
         failed = [error for error in tqdm(ended, "runs", len(chosen), unit="run", disable=not progress) if error]
     if failed:
@@ -157,13 +154,19 @@ def run_study(
     return [Path(run.record) for run in chosen]
 
 
-def _chosen(study: Study, only: Iterable[str] | None, where: Mapping[str, Any]) -> dict[str, TrainConfig]:
-    """The settings of the runs that are asked for, by name, on this machine."""
+def _chosen(
+    study: Study, only: Iterable[str] | None, where: Mapping[str, Any], places: Iterable[Path]
+) -> dict[str, TrainConfig]:
+    """The settings of the runs that are asked for, by name; refused if a place holds the run with others."""
     check_names(where, _WHERE)
     configs, given = study.configs(), {name: value for name, value in where.items() if value is not None}
     chosen = [*configs] if only is None else [*only]
     check_names(chosen, configs)
-    return {name: replace(config, **given) for name, config in configs.items() if name in chosen}
+    found = {name: replace(config, **given) for name, config in configs.items() if name in chosen}
+    for (name, config), place in product(found.items(), places):
+        if (place / name / "config.json").exists():
+            check_same_settings(place / name, config)
+    return found
 
 
 _started: set["subprocess.Popen[str]"] = set()  # the processes of runs that this one waits for
