@@ -21,18 +21,15 @@ def images(n=40, size=16):
     return torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("neighborhood, radius", [("von_neumann", 1), ("von_neumann", 2), ("moore", 2)])
-def test_norm_by_convolutions_equals_ours_with_its_derivative(neighborhood, radius):
+@pytest.mark.parametrize("ball", [("von_neumann", 1), ("von_neumann", 2), ("moore", 2)])
+def test_norm_by_convolutions_equals_ours_with_its_derivative(ball):
     random = torch.Generator().manual_seed(0)
     x, g = (2 * torch.rand(2, 3, 3, 7, 6, dtype=torch.float64, generator=random) - 1).unbind()
     v = g.clone().requires_grad_()
-    ours, theirs = (
-        Wasserstein(neighborhood, radius).squared_norm(v, x),
-        written_out_squared_norm(v, x, neighborhood, radius),
-    )
-    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
-    derivatives = (torch.autograd.grad(squared.sum(), v)[0] for squared in (ours, theirs))
-    torch.testing.assert_close(*derivatives, rtol=1e-12, atol=1e-12)
+    squared = Wasserstein(*ball).squared_norm(v, x), written_out_squared_norm(v, x, *ball)
+    derivatives = [torch.autograd.grad(one.sum(), v)[0] for one in squared]
+    for ours, theirs in (squared, derivatives):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("penalty", ["euclidean", "wasserstein"])
@@ -98,13 +95,11 @@ def test_a_step_is_taken_with_each_candidates_settings(monkeypatch):
             assert all(getattr(config, name) == value for name, value in (given or {}).items())
 
 
-@pytest.mark.parametrize(
-    "arguments, words", [(["--scale", "smok"], "did you mean 'smoke'"), (["--device", "gpu"], "cuda")]
-)
-def test_wrong_options_are_refused_with_one_line_and_code_2(arguments, words, capsys):
-    assert main(arguments) == 2
-    error = capsys.readouterr().err
-    assert words in error and error.count("\n") == 1
+def test_wrong_options_are_refused_with_one_line_and_code_2(capsys):
+    for arguments, words in ((["--scale", "smok"], "did you mean 'smoke'"), (["--device", "gpu"], "cuda")):
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1
 
 
 def test_records_are_read_back_and_the_readme_shows_them(root, tmp_path, monkeypatch, capsys):
