@@ -28,6 +28,7 @@ CELLS = {
     "method/05_networks": "plot-initial-images-and-gradients",
     "method/07_evaluation": "check-scores-grow-with-damage",
     "evidence/08_perturbation": "plot-wasserstein-at-matched-euclidean-size",
+    "evidence/08_attack": "plot-attacks",
     "evidence/08_probe": "check-paths",
     "explore": "examples",
     "howto/own_gan": "critic-gradients",
