@@ -163,7 +163,7 @@ def _one_by_one(
                 run_one(config, results / name, runs / name, with_runs, progress)
                 yield None
             except Exception as error:
-                yield f"{name} failed: {error or type(error).__name__}"
+                yield f"{name} failed: {str(error) or type(error).__name__}"
     finally:
         torch.set_num_threads(before)
 
