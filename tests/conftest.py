@@ -189,15 +189,11 @@ class Tally:
             raise
 
     def record(self):
-        kinds = {kind for kind, _ in self.tried}
-        return {
-            kind: dict(
-                tried=sum(count for (k, _), count in self.tried.items() if k == kind),
-                lost=self.lost[kind],
-                of_these={what: count for (k, what), count in sorted(self.tried.items()) if k == kind},
-            )
-            for kind in sorted(kinds)
-        }
+        found = {kind: dict(tried=0, lost=self.lost[kind], of_these={}) for kind, _ in sorted(self.tried)}
+        for (kind, what), count in sorted(self.tried.items()):
+            found[kind]["tried"] += count
+            found[kind]["of_these"][what] = count
+        return found
 
 
 @pytest.fixture(scope="session")

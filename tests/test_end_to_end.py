@@ -22,14 +22,18 @@ def write_images(folder: Path, size: tuple[int, int], n: int) -> None:
         Image.fromarray(random.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(folder / f"{k:06d}.jpg")
 
 
-def test_papermill_trains_from_another_folder(tmp_path, data_dir):
-    run = tmp_path / "run"
-    settings = dict(preset="smoke", data_dir=data_dir, run_dir=run)
-    settings |= dict(eval_interval=2, eval_features="pixels", eval_samples=40)
+def papermill(folder: Path, **parameters) -> subprocess.CompletedProcess:
+    """`papermill nbs/train.ipynb out.ipynb -p name value ...`, started in `folder`."""
     command = [Path(sys.executable).parent / "papermill", ROOT / "nbs" / "train.ipynb", "out.ipynb"]
-    words = [word for name, value in settings.items() for word in ("-p", name, str(value))]
+    words = [word for name, value in parameters.items() for word in ("-p", name, str(value))]
     environment = {name: value for name, value in os.environ.items() if name != "IN_TEST"}
-    result = subprocess.run([*command, *words], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    return subprocess.run([*command, *words], cwd=folder, capture_output=True, text=True, env=environment)
+
+
+def test_papermill_trains_from_another_folder_and_stops_at_a_wrong_name(tmp_path, data_dir):
+    run = tmp_path / "run"
+    settings = dict(preset="smoke", data_dir=data_dir, run_dir=run, eval_interval=2, eval_features="pixels")
+    result = papermill(tmp_path, **settings, eval_samples=40)
     assert result.returncode == 0, result.stderr[-3000:]
     names = {path.name for path in run.iterdir() if not path.name.startswith(("events", "."))}
     records = {"config.json", "provenance.json", "metrics.jsonl", "evaluations.jsonl"}
@@ -39,6 +43,8 @@ def test_papermill_trains_from_another_folder(tmp_path, data_dir):
     outputs = [output for cell in json.loads(page)["cells"] for output in cell.get("outputs", [])]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 6
     assert str(run) in page and "floor_samples" in page
+    result = papermill(tmp_path, _seed=3)
+    assert result.returncode != 0 and "unknown parameter '_seed': did you mean 'seed'" in result.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"run", "out.ipynb"}  # nothing else is written
 
 
@@ -69,7 +75,6 @@ def test_training_notebook_resumes(finished_copy):
     "parameters, words",
     [
         (dict(datset="cifar10"), "did you mean 'dataset'"),
-        (dict(_seed=3), "unknown parameter '_seed': did you mean 'seed'"),
         (dict(penalty="wassertein"), "did you mean 'wasserstein'"),
         (dict(steps="soon"), "steps must be an integer, got 'soon'"),
     ],

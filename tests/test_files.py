@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 
-import wwgan
+from wwgan import files
 from wwgan.files import (
     check_checksum,
     checksum_file,
@@ -33,9 +34,8 @@ def test_unknown_name_offers_a_near_match_or_only_lists():
 def test_project_root(tmp_path, monkeypatch):
     (tmp_path / "a/b").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "a/b")
-    installed = Path(wwgan.__file__).parent  # in its repository when the install is editable
-    assert project_root() == (installed.parent if (installed.parent / "settings.ini").exists() else Path.cwd())
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert project_root() == ROOT  # where this package is, without a repository upwards
+    monkeypatch.setattr(files, "__file__", str(tmp_path / "site-packages" / "files.py"))
     assert project_root() == Path.cwd()
     (tmp_path / "a/settings.ini").write_text("[DEFAULT]\nlib_name = wwgan_other\n")
     (tmp_path / "settings.ini").write_text("[DEFAULT]\n# 100%\ntitle = %(lib_name)s\nlib_name = wwgan\n")

@@ -415,10 +415,12 @@ def test_a_checkpoint_with_a_right_checksum_and_a_wrong_state_is_passed_over(fin
     assert f"skipping a checkpoint: {newest} is not a checkpoint of a run: " in error and words in error, error
 
 
-def test_an_error_without_words_is_called_by_its_kind(finished_copy, monkeypatch):
+def test_an_error_without_words_is_called_by_its_kind(finished_copy, monkeypatch, capsys):
     monkeypatch.setattr(torch, "load", Mock(side_effect=MemoryError()))
     with pytest.raises(ValueError, match="step_0000002.pt is not a checkpoint of a run: MemoryError"):
         read_checkpoint(finished_copy)
+    monkeypatch.setattr(training, "train", Mock(side_effect=MemoryError()))
+    assert training.main([]) == 1 and capsys.readouterr().err.endswith("error: MemoryError\n")
 
 
 def test_lines_that_a_log_lacks_are_named_and_the_run_goes_on(finished_copy, capsys):

@@ -137,8 +137,10 @@ def test_any_value_is_taken_or_refused_with_a_value_error(name, value):
 
 
 def test_parameters_of_a_notebook_keeps_plain_values():
-    hidden = dict(_="", _i3="", _3=1, _ih=[""], _oh={}, __name__="", _exit_code=0, In=[""], Out={}, train=train)
-    assert parameters_of(dict(steps=3, betas=[0.5], _seed=1) | hidden) == dict(steps=3, betas=[0.5], _seed=1)
+    namespace = dict(steps=3, betas=[0.5, 0.9], preset=None, _x=1, In=[""], Out={}, json=json, train=train)
+    assert parameters_of(namespace) == dict(steps=3, betas=[0.5, 0.9], preset=None)
+    papermill = ["", "preset = None", "# Parameters\n_x = 1\n"]
+    assert parameters_of(namespace | dict(In=papermill)) == dict(steps=3, betas=[0.5, 0.9], preset=None, _x=1)
 
 
 # the run folder
@@ -219,15 +221,6 @@ def test_failures_leave_no_run_folder(smoke, tmp_path):
     with pytest.raises(FileNotFoundError):
         train(smoke(dataset=f"folder:{tmp_path / 'nothing'}"), progress=False)
     assert not (tmp_path / "run").exists()
-
-
-def test_settings_that_hold_no_run_are_refused_by_file(finished_copy):
-    path = finished_copy / "config.json"
-    stored = json.loads(path.read_text())
-    for text in ("{", "{}", "[]", json.dumps(stored | dict(lr="fast")), json.dumps(stored | dict(stepz=3))):
-        path.write_text(text)
-        with pytest.raises(ValueError, match=r"config\.json"):
-            run_config(resume=True, run_dir=finished_copy)
 
 
 def test_a_run_of_another_version_is_gone_on_with_or_refused_with_a_clear_word(finished, finished_copy, tmp_path):

@@ -4,7 +4,6 @@ import contextlib
 import difflib
 import errno
 import hashlib
-import importlib.util
 import io
 import json
 import os
@@ -49,14 +48,12 @@ def project_root() -> Path:
 
     Looked for from the working directory, then from the installed package: an editable install lies in its repository.
     """
-    package = importlib.util.find_spec("wwgan")
-    starts = [Path.cwd()] + ([Path(package.origin).parent] if package and package.origin else [])
-    for start in starts:
-        for folder in (start, *start.parents):
-            with contextlib.suppress(OSError):
-                settings = (folder / "settings.ini").read_text(encoding="utf-8", errors="replace")
-                if re.search(r"^lib_name\s*=\s*wwgan\s*$", settings, re.MULTILINE):
-                    return folder
+    starts = (Path.cwd(), Path(__file__).parent)
+    for folder in (folder for start in starts for folder in (start, *start.parents)):
+        with contextlib.suppress(OSError):
+            settings = (folder / "settings.ini").read_text(encoding="utf-8", errors="replace")
+            if re.search(r"^lib_name\s*=\s*wwgan\s*$", settings, re.MULTILINE):
+                return folder
     return starts[0]
 
 

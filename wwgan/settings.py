@@ -243,11 +243,16 @@ def make_config(preset: str | None = None, **given: Any) -> TrainConfig:
     return TrainConfig(**_preset(preset, given) | given)
 
 
-_NOTEBOOK = re.compile("In|Out|_+|_i+|_i?[0-9]+|_[iod]h|_exit_code|__.*")  # names that IPython itself has
-
-
 def parameters_of(namespace: Mapping[str, Any]) -> dict[str, Any]:
-    """The plain values among a notebook's variables: its papermill parameters, if taken before others are defined."""
+    """The plain values among a notebook's variables: its papermill parameters, if taken before others are defined.
+
+    Names that begin with "_" are the notebook's own, unless they stand in the cell that papermill puts in.
+    """
     plain = (str, int, float, list, tuple, dict, type(None))
-    found = {name: value for name, value in namespace.items() if isinstance(value, plain)}
-    return {name: value for name, value in found.items() if not _NOTEBOOK.fullmatch(name)}
+    put_in = [cell for cell in namespace.get("In", ()) if cell.startswith("# Parameters\n")]
+    private = re.findall(r"^(_\w*) = ", "".join(put_in), re.MULTILINE)
+    return {
+        name: value
+        for name, value in namespace.items()
+        if isinstance(value, plain) and (name in private or not name.startswith("_") and name not in ("In", "Out"))
+    }

@@ -139,13 +139,6 @@ def _write_down(
         folder.checkpoint(state)
 
 
-def _asked_to_stop(stop: list[int], state: TrainState) -> bool:
-    """Whether this process or another one was: all must stop after the same update."""
-    if state.world_size == 1:
-        return bool(stop)
-    return bool(over_processes(torch.tensor(float(bool(stop)), device=state.device), "max"))
-
-
 def _train_loop(
     state: TrainState,
     images: Tensor,
@@ -168,7 +161,9 @@ def _train_loop(
         finite = torch.stack(list(losses.values())).isfinite().all()
         first_bad = torch.where(finite | (first_bad > 0), first_bad, step)
         state.step = step
-        stopping = _asked_to_stop(stop, state)
+        stopping = bool(stop)
+        if state.world_size > 1:  # all stop after the same update
+            stopping = bool(over_processes(torch.tensor(float(stopping), device=state.device), "max"))
         due = {name for name in ("log", "sample", "eval", "checkpoint") if is_due(config, name, step)}
         if due or stopping:
             means = over_processes(torch.stack(list(losses.values())))
@@ -300,8 +295,8 @@ def main(argv: Iterable[str] | None = None) -> int:
     try:
         with joined_processes(config.device):
             run = train(config)
-    except (ValueError, OSError, RuntimeError, ArithmeticError) as error:  # RuntimeError: out of memory, for one
-        print(f"error: {error or type(error).__name__}", file=sys.stderr)
+    except (ValueError, OSError, RuntimeError, ArithmeticError, MemoryError) as error:
+        print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
         return 1
     except Stopped as stopped:
         print(stopped, file=sys.stderr)

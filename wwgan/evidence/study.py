@@ -109,7 +109,7 @@ def _attempt(run: _Run) -> str | None:
         _train(run)
         return None
     except Exception as error:
-        return f"{Path(run.record).name} failed: {error or type(error).__name__}"
+        return f"{Path(run.record).name} failed: {str(error) or type(error).__name__}"
     finally:
         torch.set_num_threads(before)
 
