@@ -42,7 +42,7 @@ class _Window:
         return spent.flatten(1).sum(1) / X.flatten(1).sum(1).clamp_min(1e-12)
 
 
-def cheapest_plan(window: _Window, X: Tensor, g: Tensor, budget: float, bisections: int = 40) -> Tensor:
+def cheapest_plan(window: _Window, X: Tensor, g: Tensor, budget: float, bisections: int = 25) -> Tensor:
     """The plan of mean squared move at most budget^2 that lowers the sum of g times the moved image most.
 
     X: masses, g: what a unit of mass adds at each pixel, both (B, C, H, W). Returns the plan (B, C, K, H W).

@@ -50,6 +50,7 @@ ELSEWHERE = {  # where the bound is imposed, but on straight lines between rando
 }
 OUTCOMES = "outcomes.json"
 BUDGETS = (0.5, 1.0)  # of attacks that move mass, in pixels
+ATTACK_STEPS = 30
 PATHS = ("translation", "elastic", "cross-fade", "latent")
 SIZES = (1.0, 2.0, 4.0)  # Euclidean sizes of the perturbations, in intensities
 DETAIL = 0.25  # cycles per pixel above which the power spectrum counts as fine detail
@@ -135,9 +136,9 @@ def attacked(critic: Callable[[Tensor], Tensor], images: Tensor) -> dict[str, An
     """Mean drop of a critic's score of images in [-1, 1] under each attack, by budget in pixels; what was cut."""
     found = {}
     for budget in BUDGETS:
-        worst, chance = (attack(critic, images, budget, 30) for attack in (worst_transport, random_transport))
+        worst, chance = (attack(critic, images, budget, ATTACK_STEPS) for attack in (worst_transport, random_transport))
         radius = (worst.images - images).flatten(1).norm(dim=1) / 2
-        drops = dict(transport=worst, random=chance, ball=worst_in_ball(critic, images, radius, 30))
+        drops = dict(transport=worst, random=chance, ball=worst_in_ball(critic, images, radius, ATTACK_STEPS))
         found[str(budget)] = {name: attack.drop.mean().item() for name, attack in drops.items()} | dict(
             radius=radius.mean().item(), lost=worst.lost.mean().item()
         )
