@@ -18,7 +18,7 @@ import torchvision.datasets as published
 from PIL import Image
 from scipy.io import savemat
 
-from wwgan import data, files, sources
+from wwgan import data, sources
 from wwgan.data import default_size, load_images, load_labels, sample_images, to_float, to_uint8
 from wwgan.runs import run_config
 from wwgan.training import train
@@ -293,7 +293,7 @@ def test_a_kill_leaves_a_temporary_which_the_next_one_removes(folder, tmp_path, 
     other = cache / ".other.npy.0.part"  # of another array: somebody may be at work
     other.touch()
     assert torch.equal(folder[1](), expected) and [*cache.glob(".*.part")] == [other]
-    os.utime(other, (time.time() - 2 * files._STALE,) * 2)
+    os.utime(other, (time.time() - 2 * 24 * 3600,) * 2)
     folder[1](8)
     assert not other.exists()
 
