@@ -70,8 +70,12 @@ def test_a_run_cut_off_at_any_moment_goes_on_and_ends_as_if_it_had_not_been(
         begun = [copy for copy in copies if (copy / "config.json").exists()]
         first = begun[int(again * len(begun))]
         copies = recorded(lambda: resume(first), first, tmp_path / "2")
+    compared = [copy for copy in copies if " kill " in copy.name and again is None][::7]
     for copy in copies:
-        with tally("power cuts" if " cut " in copy.name else "kills", "replayed at every write of a run"):
+        kind = "power cuts" if " cut " in copy.name else "kills"
+        with tally(kind, "replayed at every write of a run"), monkeypatch.context() as patch:
+            if copy not in compared:
+                patch.setattr(runs, "_event_writer", lambda *_: None)  # slow as well
             if (copy / "config.json").exists():
                 resume(copy)
             else:
@@ -79,9 +83,8 @@ def test_a_run_cut_off_at_any_moment_goes_on_and_ends_as_if_it_had_not_been(
                     resume(copy)
                 train(make_config(**settings, run_dir=copy), progress=False)
             assert_equal_runs(copy, whole)
+            assert copy not in compared or shown_by_tensorboard(copy) == shown_by_tensorboard(whole)
     assert "lacks" not in capsys.readouterr().err  # no line on a checkpoint's books
-    for copy in [copy for copy in copies if " kill " in copy.name and again is None][::7]:
-        assert shown_by_tensorboard(copy) == shown_by_tensorboard(whole)
 
 
 def begun(run_dir, data_dir, before):
