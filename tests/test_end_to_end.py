@@ -97,7 +97,9 @@ def test_training_notebook_on_real_cifar10(tmp_path):
         ("samples", {}, 1, ""),
         ("idea", dict(reach=5), 1, ""),
         ("fid", {}, 2, "real images (2000)"),
-        ("ground_metric", {}, 1, "minus Euclidean"),
+        ("ground_metric", {}, 1, "strongest"),
+        ("retrieval", {}, 1, "minus Euclidean"),
+        ("perception", {}, 1, "unnormalised"),
         ("robustness", {}, 1, "response over gap"),
         ("robustness", dict(results=ROOT / "data" / "results" / "critics-cifar10"), 1, "response over gap"),
         ("continuity", {}, 2, "share above 1.1"),
@@ -153,9 +155,29 @@ def test_main_study_reruns_at_smoke_size(tmp_path, data_dir):
 
 def test_ground_metric_is_measured_at_smoke_size(tmp_path, data_dir):
     recorded = measured("ground_metric", tmp_path / "r.json", results=tmp_path / "r.json", data_dir=data_dir)
-    digits = recorded["retrieval"]["digits"]
-    assert set(digits["precisions"]) == {"Euclidean", "Wasserstein-2", "linearised"}
-    assert digits["provenance"]["dataset_sha256"]
+    digits = recorded["growth"]["digits"]
+    assert len(digits["found"]["translation"]["wasserstein"]) == 2 and digits["provenance"]["dataset_sha256"]
+
+
+@pytest.mark.slow  # prepares 70,000 images
+def test_retrieval_is_measured_at_smoke_size(tmp_path, data_dir):
+    path, given = tmp_path / "r.json", dict(results=tmp_path / "r.json", data_dir=data_dir)
+    try:
+        recorded = measured("retrieval", path, **given)
+    except FileNotFoundError as error:
+        pytest.skip(f"Fashion-MNIST is not there: {str(error).splitlines()[0]}")
+    assert {size: len(found["hits"]) for size, found in recorded["found"].items()} == {"7": 10, "14": 10}
+    recorded["found"]["7"]["hits"]["Euclidean"]["5"] = "0000"
+    path.write_text(json.dumps(recorded))
+    assert measured("retrieval", path, **given)["found"] == recorded["found"]  # what is recorded is not measured again
+
+
+def test_perception_is_measured_at_smoke_size(tmp_path):
+    for package in ("pycvvdp", "skimage"):
+        pytest.importorskip(package)
+    recorded = measured("perception", tmp_path / "r.json", results=tmp_path / "r.json")
+    found = recorded["photos"]["astronaut"]
+    assert len(found["visible"]) == 3 * len(found["changes"]) and max(found["visible"]) > 0
 
 
 def test_critics_are_trained_and_measured_at_smoke_size(tmp_path, data_dir):
