@@ -37,7 +37,7 @@ _OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--out": dict(type=Path, required=True, help="a new folder for numbered pictures, or <name>.png for a grid"),
         "--seed": dict(type=int, default=0, help="of the latent vectors [0]"),
         "--interpolate": dict(
-            type=int, metavar="K", help="strips of K images from one latent vector to another: a picture each, or a grid"
+            type=int, metavar="K", help="strips of K images between latent vectors, one picture each"
         ),
     },
     "evaluate": _STATE
@@ -128,7 +128,7 @@ pipeline_tag: unconditional-image-generation
 # {dataset}, {penalty}
 
 A {architecture} generator of images ({channels}, {size}, {size}) in [-1, 1], trained for {step:,} updates on {dataset}
-against a critic whose gradient was penalised in {ground}. It needs PyTorch and safetensors (`pip install torch safetensors`),
+against a critic whose gradient was penalised in {ground}. It needs `pip install torch safetensors`
 and wwgan {version} without extras: `pip install .` in a copy of its repository.
 
 ```python
