@@ -140,7 +140,7 @@ between = partial(gradient_penalty, F, REAL, FAKE)
         (lambda: between(W, weight=-1), ("weight", "-1")),
         (lambda: between(W, weight=float("nan")), ("weight", "nan")),
         (lambda: between(W, points="centre"), ("interpolated", "centre")),
-        (lambda: gradient_penalty(lambda x: x[:, 0], REAL, FAKE, W), ("one score", "(4, 8, 8)", "number of patches")),
+        (lambda: gradient_penalty(lambda x: x[:, 0], REAL, FAKE, W), ("one score", "(4, 8, 8)", "scores of patches")),
         (lambda: gradient_penalty(lambda x: x, REAL, FAKE, W), ("one score", "(4, 3, 8, 8)", "is it the generator?")),
         (lambda: gradient_penalty(lambda x: F(x)[:3], REAL, FAKE, W), ("one score", "labels of another batch")),
         (lambda: gradient_penalty(lambda x: F(x).mean(), REAL, FAKE, W), ("one score", "()", "without .mean()")),

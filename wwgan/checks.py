@@ -155,8 +155,7 @@ def _score_hint(score: Tensor, x: Tensor) -> str:
         return "these are images: is it the generator?"
     if score.shape[:1] != x.shape[:1]:
         return "labels of another batch, or patches counted as images?"
-    hint = "average scores of patches, as lambda x: critic(x).flatten(1).mean(1)"
-    return f"{hint}; a sum is steeper by the number of patches"
+    return "average scores of patches, as lambda x: critic(x).flatten(1).mean(1); a sum is steeper by their number"
 
 
 def check_score(score: Any, x: Tensor) -> None:
