@@ -140,10 +140,12 @@ between = partial(gradient_penalty, F, REAL, FAKE)
         (lambda: between(W, weight=-1), ("weight", "-1")),
         (lambda: between(W, weight=float("nan")), ("weight", "nan")),
         (lambda: between(W, points="centre"), ("interpolated", "centre")),
-        (lambda: gradient_penalty(lambda x: x, REAL, FAKE, W), ("one score", "(4, 3, 8, 8)", "number of patches")),
-        (lambda: gradient_penalty(lambda x: F(x).mean(), REAL, FAKE, W), ("one score", "()")),
+        (lambda: gradient_penalty(lambda x: x[:, 0], REAL, FAKE, W), ("one score", "(4, 8, 8)", "scores of patches")),
+        (lambda: gradient_penalty(lambda x: x, REAL, FAKE, W), ("one score", "(4, 3, 8, 8)", "is it the generator?")),
+        (lambda: gradient_penalty(lambda x: F(x)[:3], REAL, FAKE, W), ("one score", "labels of another batch")),
+        (lambda: gradient_penalty(lambda x: F(x).mean(), REAL, FAKE, W), ("one score", "()", "without .mean()")),
         (lambda: gradient_penalty(lambda x: torch.zeros(len(x)), REAL, FAKE, W), ("differentiated",)),
-        (lambda: gradient_penalty(F, REAL.byte(), FAKE.byte(), W), ("floating-point", "uint8")),
+        (lambda: gradient_penalty(F, REAL.byte(), FAKE.byte(), W), ("uint8", "x.float() / 127.5 - 1")),
         (lambda: between("wasserstein"), ("ground metric", "'wasserstein'")),
         (lambda: between(Wasserstein), ("such as Wasserstein.released()",)),
         (lambda: between(W, generator=0), ("torch.Generator", "0")),
@@ -152,6 +154,10 @@ between = partial(gradient_penalty, F, REAL, FAKE)
         (lambda: between(weight=torch.ones(4)), ("weight", "tensor")),
         (lambda: between(weight=torch.tensor(-1.0)), ("weight", "-1")),
         (lambda: between(epsilon=torch.ones(4)), ("epsilon", "(4, 1, 1, 1)", "(4,)")),
+        (lambda: between(epsilon=0.5), ("epsilon", "(4, 1, 1, 1)", "0.5")),
+        (lambda: between(epsilon=torch.full((4, 1, 1, 1), 3.0)), ("epsilon", "[0, 1]", "3")),
+        (lambda: gradient_penalty(F, REAL, torch.randn(4, 16)), ("(4, 16)", "the generator's images, not z")),
+        (lambda: gradient_penalty(F, REAL, torch.randn(4, 16, 1, 1)), ("(4, 16, 1, 1)", "images, not z")),
         (lambda: gradient_penalty(F, REAL.flatten(1), FAKE.flatten(1)), ("(4, 192)", "reshape: flat images")),
         (lambda: gradient_penalty(F, REAL, FAKE.flatten(1)), ("(4, 192)", "reshape: flat images")),
         (lambda: gradient_penalty(F, REAL[:, 0], FAKE[:, 0]), ("(4, 8, 8)", "reshape: gray images")),
@@ -160,7 +166,7 @@ between = partial(gradient_penalty, F, REAL, FAKE)
         (lambda: torch.inference_mode()(between)(), ("gradients are off", "inference_mode")),
         (lambda: Wasserstein(image_range=(1, 0)), ("image_range", "(1, 0)")),
         (lambda: Wasserstein(image_range=[0, 1]), ("image_range", "[0, 1]")),
-        (lambda: between(Wasserstein(image_range=(0, 1))), ("[0, 1]", "image_range")),
+        (lambda: between(Wasserstein(image_range=(0, 1))), ("[0, 1]", "leave image_range out")),
         (lambda: gradient_penalty(F, REAL.numpy(), FAKE, W), ("real must be a torch.Tensor", "ndarray")),
         (lambda: gradient_penalty(F, REAL, FAKE.to("meta"), W), ("one device", "cpu", "meta")),
         (lambda: gradient_penalty(lambda x: (F(x), x), REAL, FAKE, W), ("tuple", "critic(x)[0]")),
@@ -375,8 +381,9 @@ def test_a_penalty_is_no_number():
         for pair in ((penalty, other), (other, penalty), (10, penalty)):
             with pytest.raises(TypeError, match="use penalty.loss"):
                 use(*pair)
-    with pytest.raises(TypeError, match="use penalty.loss"):
-        penalty.backward()
+    for name in ("backward", "item", "mean"):
+        with pytest.raises(TypeError, match="use penalty.loss"):
+            getattr(penalty, name)()
     loss, norm = penalty
     assert loss is penalty.loss and norm is penalty.norm and not norm.requires_grad
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
-from notebooks import execute
+from notebooks import NBS, execute
 from test_end_to_end import write_images
 
 from wwgan import cli, training
@@ -49,9 +49,7 @@ def here(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    "command", [command for command in COMMANDS if not command.startswith(("make", "sbatch", "source"))]
-)
+@pytest.mark.parametrize("command", [command for command in COMMANDS if not command.startswith(("make", "source"))])
 def test_command_runs_at_smoke_size(command, here):
     """Its notebook or module with its options, in this process; test_end_to_end.py starts papermill itself."""
     words, small = shlex.split(command), SMOKE | dict(data_dir=here / "data", run_dir=here / "run")
@@ -61,13 +59,14 @@ def test_command_runs_at_smoke_size(command, here):
     elif "--resume" in words:
         folder = Path(words[words.index("--run_dir") + 1])
         train(make_config(**small | dict(run_dir=folder, dataset="folder:my/pictures")), progress=False)
-        assert training.main(words[words.index("wwgan.training") + 1 :] + ["--steps", "2"]) == 0
+        assert cli.main([*words[1:], "--steps", "2"]) == 0
         assert (folder / "samples" / "step_0000002.png").exists()
         return
     else:
-        assert words[:-1] and words[words.index("wwgan.training") - 1] == "-m"
-        more = [word for name, value in small.items() for word in (f"--{name}", str(value))]
-        assert training.main(words[words.index("wwgan.training") + 1 :] + more) == 0
+        if words[:2] != ["wwgan", "train"]:
+            words = words[words.index("-m") :]
+            assert words[1] == "wwgan.training"
+        assert training.main(words[2:] + [f"--{name}={value}" for name, value in small.items()]) == 0
     assert (here / "run" / "samples" / "step_0000001.png").exists()
 
 
@@ -86,10 +85,9 @@ def test_the_environment_that_make_sets_up_is_the_one_to_activate():
 
 
 def test_the_command_for_a_scheduler_is_the_one_that_is_tested():
-    """tests/test_study.py runs its parts."""
-    (command,) = [command for command in COMMANDS if command.startswith("sbatch")]
-    inner = "python -m wwgan.evidence.study study.json"
-    assert f"'{inner} --only $({inner} --list | sed -n ${{SLURM_ARRAY_TASK_ID}}p)'" in command
+    """In the notebook that README names for it; tests/test_study.py runs its parts."""
+    inner, page = "python -m wwgan.evidence.study study.json", NBS / "howto" / "cluster.ipynb"
+    assert "(nbs/howto/cluster.ipynb)" in README and f"'{inner} --only $({inner} --list | sed -n" in page.read_text()
 
 
 def test_links_and_pictures_exist():

@@ -251,7 +251,7 @@ def test_wrong_studies_are_refused_by_name(tmp_path, content, words, capsys):
 
 
 def test_names_of_runs_are_listed_for_a_scheduler(tmp_path, data_dir, capsys):
-    """The commands that README joins for SLURM: the second run of the list is trained, and no other."""
+    """The commands that howto/cluster joins for SLURM: the second run of the list is trained, and no other."""
     path = tmp_path / "study.json"
     common = COMMON | dict(data_dir=str(data_dir), device="cpu")
     path.write_text(json.dumps(dict(common=common, settings=SETTINGS, seeds=[0])))

@@ -76,11 +76,14 @@ def check_range(x: Tensor, image_range: ImageRange = RANGE) -> None:
         black, white = image_range
         slack = (white - black) / 2000
         if low < black - slack or high > white + slack:
-            raise ValueError(
-                f"images must lie in [{black:g}, {white:g}], got values from {low:.4g} to {high:.4g}: "
+            hint = (
                 "map images in [0, 1] by 2 * x - 1, those in 0..255 by x / 127.5 - 1, or give the ground metric their "
                 "image_range; a generator should end in tanh"
             )
+            if image_range != RANGE and -1.001 <= low < 0 <= high <= 1.001:
+                hint = "these look like [-1, 1]: leave image_range out"
+            got = f"got values from {low:.4g} to {high:.4g}"
+            raise ValueError(f"images must lie in [{black:g}, {white:g}], {got}: {hint}")
 
     _look(x, judge)
 
@@ -106,13 +109,14 @@ def promoted_images(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
         if not isinstance(images, Tensor):
             raise ValueError(f"{name} must be a torch.Tensor, got {described(images)}")
     if real.dim() != 4 or real.shape != fake.shape:
-        wrong = fake if real.dim() == 4 else real
-        raise ValueError(
-            f"real and fake must have the same shape (B, C, H, W), got {tuple(real.shape)} and {tuple(fake.shape)}"
-            f"{_hint(wrong)}"
-        )
+        hint = _hint(fake if real.dim() == 4 else real)
+        if real.dim() == 4 and fake.numel() == sum(fake.shape[:1]) * sum(fake.shape[1:2]) != real.numel():
+            hint = ": fake are the generator's images, not z"
+        got = f"{tuple(real.shape)} and {tuple(fake.shape)}"
+        raise ValueError(f"real and fake must have the same shape (B, C, H, W), got {got}{hint}")
     if not (real.is_floating_point() and fake.is_floating_point()):
-        raise ValueError(f"images must be of floating-point type, got {real.dtype} and {fake.dtype}")
+        got = f"{real.dtype} and {fake.dtype}"
+        raise ValueError(f"images must be of floating-point type, got {got}: take x.float() / 127.5 - 1 of bytes x")
     if real.device != fake.device:
         raise ValueError(f"real and fake must be on one device, got {real.device} and {fake.device}")
     dtype = torch.promote_types(real.dtype, fake.dtype)
@@ -123,10 +127,16 @@ def promoted_images(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_shares(epsilon: Tensor, images: Tensor) -> None:
-    """ValueError unless it holds one share for each of the images, (B, 1, 1, 1)."""
-    if epsilon.shape != (len(images), 1, 1, 1):
-        got = tuple(epsilon.shape)
+    """ValueError unless it holds one share for each of the images, (B, 1, 1, 1) in [0, 1], as `check_range`."""
+    if not isinstance(epsilon, Tensor) or epsilon.shape != (len(images), 1, 1, 1):
+        got = tuple(epsilon.shape) if isinstance(epsilon, Tensor) else described(epsilon)
         raise ValueError(f"epsilon must have shape ({len(images)}, 1, 1, 1), one share for each pair, got {got}")
+
+    def judge(low: float, high: float) -> None:
+        if low < 0 or high > 1:
+            raise ValueError(f"epsilon, shares of the real images, must lie in [0, 1], got {low:.4g} to {high:.4g}")
+
+    _look(epsilon, judge)
 
 
 def check_gradient(g: Tensor, x: Tensor) -> None:
@@ -138,6 +148,16 @@ def check_gradient(g: Tensor, x: Tensor) -> None:
         )
 
 
+def _score_hint(score: Tensor, x: Tensor) -> str:
+    if score.numel() == 1:
+        return "return one score per image, without .mean()"
+    if score.shape == x.shape:
+        return "these are images: is it the generator?"
+    if score.shape[:1] != x.shape[:1]:
+        return "labels of another batch, or patches counted as images?"
+    return "average scores of patches, as lambda x: critic(x).flatten(1).mean(1); a sum is steeper by their number"
+
+
 def check_score(score: Any, x: Tensor) -> None:
     """ValueError unless it is a tensor with one score for each image, which can be differentiated."""
     if not isinstance(score, Tensor):
@@ -146,10 +166,8 @@ def check_score(score: Any, x: Tensor) -> None:
             f"the critic must return a tensor of scores, got {got}: wrap it, such as lambda x: critic(x)[0]"
         )
     if score.shape[:1] != x.shape[:1] or score.numel() != len(x):
-        raise ValueError(
-            f"the critic must give one score for each of the {len(x)} images, got shape {tuple(score.shape)}: average "
-            "scores of patches, as lambda x: critic(x).flatten(1).mean(1); a sum is steeper by the number of patches"
-        )
+        got = f"got shape {tuple(score.shape)}: {_score_hint(score, x)}"
+        raise ValueError(f"the critic must give one score for each of the {len(x)} images, {got}")
     if not score.requires_grad:
         raise ValueError("the critic's score cannot be differentiated: it is detached or depends on nothing")
 
@@ -185,7 +203,8 @@ class Penalty(_LossAndNorm):
     def _is_no_number(self, *_: object) -> NoReturn:
         raise TypeError("a Penalty holds a loss and norms and is no number: use penalty.loss, already times lambda")
 
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __neg__ = backward = _is_no_number
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __neg__ = _is_no_number
+    backward = item = mean = _is_no_number
 
 
 _warned_of: "WeakSet[nn.Module]" = WeakSet()

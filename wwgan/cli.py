@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import __version__
 from .stopping import keep_streams
 
 if TYPE_CHECKING:
@@ -28,13 +29,16 @@ _STATE = {
     "--best": dict(action="store_true", help="the state with the best evaluation, not the newest one"),
     "--device": dict(default="auto", help="auto, cpu, cuda or cuda:<number>"),
 }
+_PICTURES = {".bmp", ".gif", ".jpeg", ".jpg", ".pdf", ".svg", ".tif", ".tiff", ".webp"}
 _OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "sample": _STATE
     | {
-        "-n": dict(type=int, default=64, help="number of images, or of strips [64]"),
-        "--out": dict(type=Path, required=True, help="a new folder, or a file <name>.png for a grid"),
+        "-n": dict(type=int, help="number of images [64], or of strips [8]"),
+        "--out": dict(type=Path, required=True, help="a new folder for numbered pictures, or <name>.png for a grid"),
         "--seed": dict(type=int, default=0, help="of the latent vectors [0]"),
-        "--interpolate": dict(type=int, metavar="K", help="strips of K images from one latent vector to another"),
+        "--interpolate": dict(
+            type=int, metavar="K", help="strips of K images between latent vectors, one picture each"
+        ),
     },
     "evaluate": _STATE
     | {
@@ -61,7 +65,7 @@ def _read(command: str, arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def sample(given: argparse.Namespace) -> Path:
-    """Write generated images: as numbered PNG files into a new folder, or as one grid."""
+    """Write generated images or strips of them: as numbered PNG files into a new folder, or as one grid."""
     import torch
 
     from .data import to_uint8
@@ -72,19 +76,21 @@ def sample(given: argparse.Namespace) -> Path:
     for name, least in dict(n=1, interpolate=2).items():
         if (value := getattr(given, name)) is not None and value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
-    if given.out.suffix != ".png":
-        check_free(given.out)
+    suffix, n, strip = given.out.suffix.lower(), given.n or (8 if given.interpolate else 64), given.interpolate
+    if suffix in _PICTURES:
+        raise ValueError(f"a grid is written as .png, not {suffix}; for numbered files name a folder")
+    check_free(given.out, hint="name a new folder, or <name>.png for a grid" if suffix != ".png" else "name a new file")
     state = load_run(given.run_dir, given.device, given.best).state
     random = torch.Generator(state.device).manual_seed(given.seed)
-    z, columns = state.latent(given.n, random), round(given.n**0.5)
-    if given.interpolate:
-        z, columns = great_circle(z, state.latent(given.n, random), given.interpolate - 1), given.interpolate
+    z = state.latent(n, random)
+    if strip:
+        z = great_circle(z, state.latent(n, random), strip - 1)
     images = torch.cat([to_uint8(generate(state.ema, part)).cpu() for part in z.flatten(0, -2).split(250)])
-    if given.out.suffix == ".png":
-        save_picture(given.out, image_grid(images, columns))
-    else:
-        for k, image in enumerate(images):
-            save_picture(given.out / f"{k:06d}.png", image)
+    if suffix == ".png":
+        save_picture(given.out, image_grid(images, strip or round(n**0.5)))
+        return given.out
+    for k, part in enumerate(images.split(strip or 1)):
+        save_picture(given.out / f"{k:06d}.png", image_grid(part, strip) if strip else part[0])
     return given.out
 
 
@@ -102,6 +108,8 @@ def evaluate(given: argparse.Namespace) -> str:
     config = replace(run.config, **{name: value for name, value in changes.items() if value is not None})
     check_features(config.eval_features, config.eval_weights)
     images = load_images(config.dataset, config.data_dir, config.size).to(run.state.device)
+    if len(images) < 100:
+        print(f"warning: only {len(images)} real images: the scores are mostly noise", file=sys.stderr)
     scores = make_evaluator(config, images)(draw_many(run.state, config.eval_samples))
     return json.dumps(dict(run=str(given.run_dir), step=run.state.step) | scores, indent=1)
 
@@ -120,7 +128,8 @@ pipeline_tag: unconditional-image-generation
 # {dataset}, {penalty}
 
 A {architecture} generator of images ({channels}, {size}, {size}) in [-1, 1], trained for {step:,} updates on {dataset}
-against a critic whose gradient was penalised in {ground}. It needs PyTorch, safetensors and wwgan without extras:
+against a critic whose gradient was penalised in {ground}. It needs `pip install torch safetensors`
+and wwgan {version} without extras: `pip install .` in a copy of its repository.
 
 ```python
 import torch
@@ -129,7 +138,8 @@ from wwgan.networks import make_networks
 
 generator, _ = make_networks("{architecture}", {size}, {channels}, latent_dim={latent_dim}, width={width})
 generator.load_state_dict(load_file("generator.safetensors"))
-images = generator.eval()(torch.randn(64, {latent_dim}))
+with torch.no_grad():
+    images = generator.eval()(torch.randn(64, {latent_dim}))
 ```
 """
 
@@ -140,13 +150,15 @@ def model_card(run: "Run") -> str:
 
     config, state = asdict(run.config), run.state
     sections = dict(
-        scores=next((line for line in run.evaluations if line["step"] == state.step), "this state was not evaluated"),
+        scores=next((line for line in run.evaluations if line["step"] == state.step), None),
         settings={name: value for name, value in config.items() if name not in LOCAL},
         provenance=read_provenance(run.run_dir) if run.run_dir else {},
     )
-    text = _CARD.format(**config, step=state.step, channels=state.channels, ground=run.config.ground(state.step))
+    about = dict(step=state.step, channels=state.channels, ground=run.config.ground(state.step), version=__version__)
+    text = _CARD.format(**config, **about)
     for name, content in sections.items():
-        text += f"\n## {name.capitalize()}\n\n```json\n{json.dumps(content, indent=1)}\n```\n"
+        shown = f"```json\n{json.dumps(content, indent=1)}\n```" if content else "Not recorded for this state."
+        text += f"\n## {name.capitalize()}\n\n{shown}\n"
     return text
 
 
@@ -157,7 +169,7 @@ def export(given: argparse.Namespace) -> Path:
     from .files import write_atomically
     from .runs import check_free, load_run
 
-    check_free(given.folder)
+    check_free(given.folder, hint="name a new folder")
     run = load_run(given.run_dir, given.device, given.best)
     weights = save({name: tensor.cpu().contiguous() for name, tensor in run.generator.state_dict().items()})
     card = model_card(run).encode()

@@ -205,12 +205,13 @@ def make_run_folder(config: TrainConfig) -> Path:
     raise FileExistsError(f"no free name like {folder}")
 
 
-def check_free(folder: Path, data_dir: str | Path | None = None) -> None:
+def check_free(folder: Path, data_dir: str | Path | None = None, hint: str = "") -> None:
     """ValueError unless a new run may be written to the folder: not there, or with hidden files and the data alone."""
     data = {Path(data_dir).absolute(), *Path(data_dir).absolute().parents} if data_dir else set()
     used = any(not x.name.startswith(".") and x.absolute() not in data for x in folder.glob("*"))
     if folder.exists() and not folder.is_dir() or used:
-        raise ValueError(f"{folder} exists and is not empty: name another run_dir, or go on with it by resume=true")
+        hint = hint or "name another run_dir, or go on with it by resume=true"
+        raise ValueError(f"{folder} exists and is not empty: {hint}")
 
 
 @contextmanager

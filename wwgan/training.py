@@ -285,7 +285,7 @@ def _config(argv: Iterable[str] | None) -> TrainConfig:
 
 
 def main(argv: Iterable[str] | None = None) -> int:
-    """Train from the command line; returns the exit code: 0, 1 for a run that failed, 2 for options that are wrong."""
+    """Train from the command line; returns the exit code: 0, 1 for a run that failed, 2 for what was given wrong."""
     keep_streams()
     try:
         config = _config(argv)
@@ -297,7 +297,7 @@ def main(argv: Iterable[str] | None = None) -> int:
             run = train(config)
     except (ValueError, OSError, RuntimeError, ArithmeticError, MemoryError) as error:
         print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, (ValueError, FileNotFoundError)) else 1
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return 128 + stopped.signal

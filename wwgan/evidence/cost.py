@@ -268,7 +268,7 @@ def read_costs(folder: Path | None = None) -> dict[str, dict[str, Any] | None]:
 def main(argv: Iterable[str] | None = None) -> int:
     """Measure, print the table, and write the record where asked; the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m wwgan.evidence.cost", description="What the ground metric costs: ratios, measured side by side."
+        prog="wwgan bench", description="What the ground metric costs: ratios, measured side by side."
     )
     parser.add_argument("--scale", help="smoke (seconds), cpu or gpu (minutes); default: as the device is")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<number>")

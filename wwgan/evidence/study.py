@@ -227,7 +227,7 @@ def _stop_when_left() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m wwgan.evidence.study", description="Train what is not yet recorded of a study, and record it."
+        prog="wwgan study", description="Train what is not yet recorded of a study, and record it."
     )
     parser.add_argument("study", type=Path, help="JSON file with common, settings and seeds")
     parser.add_argument("--results", type=Path, help="folder of the records; default: the study's folder")
