@@ -280,8 +280,8 @@ def _solve_cones(
 def wasserstein_of_wasserstein(images_a: Tensor, images_b: Tensor, epsilon: float | None = None) -> float:
     """Wasserstein-1 distance between two sets of images, with Wasserstein-2 between images: transport, twice.
 
-    images_a: (N, H, W) or (N, C, H, W), images_b: (M, ...), all of equal mass in each channel. epsilon: as in
-    `wasserstein2`, between images. Solves N * M transport problems: for small sets of small images.
+    images_a, images_b: (B, H, W) or (B, C, H, W), each with a B of its own, all of equal mass in each channel. epsilon:
+    as in `wasserstein2`, between images. Solves a transport problem for each pair: for small sets of small images.
     Raises ValueError as `wasserstein2` does. Source: Dukler et al. 2019.
     """
     import ot

@@ -80,7 +80,7 @@ class Euclidean(HasNorm):
         return _at_least_float32(g).flatten(1).square().sum(1)
 
     def embedding(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) -> (B, N), whose Euclidean distance is that of the images in this metric."""
+        """Images (B, C, H, W) -> (B, features), whose Euclidean distance is that of the images in this metric."""
         return x.flatten(1)
 
 # %% ../nbs/theory/03_penalty.ipynb #intensity
@@ -92,7 +92,9 @@ def pixel_graph(height: int, width: int, neighborhood: str, radius: int, weight:
 
 @dataclass(frozen=True)
 class Wasserstein(HasNorm):
-    """Wasserstein-2 distance between images as mass on the pixel graph; channels are separate copies of the graph.
+    """Transport with sources between images as mass on the pixel graph; channels are separate copies of the graph.
+
+    Wasserstein-2 of the graph only for l2 = mass = 0, without which images of unequal mass are infinitely far apart.
 
     neighborhood, radius: of the pixel graph; radius 0 has no edges.
     edge_weight: weight of every edge. l2: factor of the sum of squares. mass: of the squared sum of each channel.
@@ -148,7 +150,7 @@ class Wasserstein(HasNorm):
 
     @property
     def length(self) -> float:
-        """sqrt(omega S c / gamma) in pixels, at intensity c = 1/2; S: sum of dx^2 over the edges of one pixel.
+        """sqrt(S c / gamma) in pixels, at intensity c = 1/2; S: sum of omega dx^2 over the edges of one pixel.
 
         0 without edges, infinite without l2. Raises ValueError for unit_mass and degree_normalized.
         """
@@ -191,7 +193,7 @@ class Wasserstein(HasNorm):
         return squared
 
     def embedding(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) -> (B, N), whose Euclidean distance is this metric's around mid-grey."""
+        """Images (B, C, H, W) -> (B, features), whose Euclidean distance is this metric's around mid-grey."""
         low, high = self.image_range
         return Sobolev(-1, self.length).embedding(x * (2 / (high - low))) / sqrt(self.l2)
 
@@ -234,7 +236,7 @@ class Sobolev(HasNorm):
         return (weights * (spectrum.real.square() + spectrum.imag.square())).flatten(1).sum(1)
 
     def embedding(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) -> (B, N), whose Euclidean distance is that of the images in this metric."""
+        """Images (B, C, H, W) -> (B, features), whose Euclidean distance is that of the images in this metric."""
         x = _at_least_float32(x)
         weights = _sobolev_weights(*x.shape[-2:], self.order, self.length, x.dtype, x.device)
         spectrum = torch.fft.fft2(x, norm="ortho") if len(x) else x + 0j
@@ -281,7 +283,7 @@ class Shuffled(HasNorm):
         return self.ground.squared_norm(self._permuted(g), self._permuted(x))
 
     def embedding(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) -> (B, N), as the ground metric's, on shuffled pixels."""
+        """Images (B, C, H, W) -> (B, features), as the ground metric's, on shuffled pixels."""
         return self.ground.embedding(self._permuted(x))  # type: ignore[attr-defined]  # asked for by name only
 
 # %% ../nbs/theory/03_penalty.ipynb #ground-metrics-dict-str-callable

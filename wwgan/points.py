@@ -61,7 +61,7 @@ def matched_pairs(real: Tensor, fake: Tensor, embedding: Callable[[Tensor], Tens
     """For each real image the fake one that it is matched to: images (B, C, H, W) twice -> (B,), a permutation.
 
     Each fake image is taken once, and the sum of distances is the least possible: optimal transport of the batch.
-    embedding: images -> (B, N), whose Euclidean distance is the one to match by; None: the Euclidean one of images.
+    embedding: images -> (B, features), whose Euclidean distance is the one to match by; None: that of the images.
     Solved on the CPU, for which a GPU is waited for. Source: scipy.optimize.linear_sum_assignment.
     """
     from scipy.optimize import linear_sum_assignment
