@@ -1,6 +1,7 @@
 """`wwgan report` makes a page of any run folder that a browser shows whole, without a network."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,14 @@ def test_report_in_a_browser(finished_copy, browser):
 
 def test_stopped_and_diverged_runs_have_a_report_too(smoke, monkeypatch):
     stopped = smoke("stopped", steps=1000)
-    monkeypatch.setattr(training, "_asked_to_stop", lambda stop, state: state.step == 4)
+    update = training.update
+
+    def stopped_in_the_fourth(state, *args):
+        if state.step == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return update(state, *args)
+
+    monkeypatch.setattr(training, "update", stopped_in_the_fourth)
     with pytest.raises(Stopped):
         train(stopped, progress=False)
     monkeypatch.undo()
