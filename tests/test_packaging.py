@@ -30,8 +30,8 @@ ORDER = [
     *"files distributed checks graph sweep metric remembered points penalty".split(),
     *"progress sources data networks step evaluation settings".split(),
     *"checkpoints provenance runs plots report stopping training".split(),
-    *"evidence.perturbation evidence.attack evidence.probe evidence.statistics evidence.baselines".split(),
-    *"evidence.cost evidence.gpu evidence.study evidence.records evidence.figures evidence.length cli".split(),
+    *"evidence.perturbation evidence.probe evidence.attack evidence.statistics evidence.baselines".split(),
+    *"evidence.cost evidence.study evidence.records evidence.figures evidence.length evidence.gpu cli".split(),
 ]
 # torch alone runs them, and metric but for some functions; networks for an exported generator
 CORE = "graph sweep checks remembered points penalty networks"

@@ -110,7 +110,7 @@ def promoted_images(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
             raise ValueError(f"{name} must be a torch.Tensor, got {described(images)}")
     if real.dim() != 4 or real.shape != fake.shape:
         hint = _hint(fake if real.dim() == 4 else real)
-        if real.dim() == 4 and fake.numel() == sum(fake.shape[:1]) * sum(fake.shape[1:2]) != real.numel():
+        if real.dim() == 4 and fake.dim() > 1 and fake.shape[2:].numel() == 1 and fake.numel() != real.numel():
             hint = ": fake are the generator's images, not z"
         got = f"{tuple(real.shape)} and {tuple(fake.shape)}"
         raise ValueError(f"real and fake must have the same shape (B, C, H, W), got {got}{hint}")

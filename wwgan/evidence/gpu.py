@@ -20,7 +20,7 @@ from torch import Tensor
 from ..data import load_images, to_uint8
 from ..distributed import pick_device
 from ..evaluation import frechet_distance
-from ..files import check_checksum, load_tensors, save_tensors, write_json
+from ..files import load_tensors, save_tensors, write_json
 from ..graph import PixelGraph
 from ..penalty import Wasserstein
 from ..runs import provenance
@@ -28,15 +28,12 @@ from ..settings import TrainConfig, make_config
 from ..step import TrainState, draw_many, draw_samples, gradient_norms, update
 from ..training import repeatable_convolutions
 from .cost import measure
+from .length import SETTINGS
 
 FULL: dict[str, Any] = dict(
     dataset="cifar10", size=32, width=64, batch_size=64, critic_steps=5, steps=20_000, ema=0.999
 )
-LENGTH: dict[str, dict[str, Any]] = {
-    "euclidean": dict(penalty="euclidean"),
-    "released": dict(penalty="wasserstein"),
-    "length8": dict(penalty="wasserstein", length=8),
-}
+LENGTH = {name: SETTINGS[name] for name in ("euclidean", "released", "length8")}
 LOG_INTERVAL = 1000
 
 
@@ -85,7 +82,6 @@ def train_until(config: TrainConfig, images: Tensor, folder: Path, name: str, de
     state, kept = TrainState(config, images.shape[1], images.device), folder / f"{name}.pt"
     log: list[dict[str, Any]] = []
     if kept.exists():
-        check_checksum(kept)
         held = load_tensors(kept)
         state.load_state_dict(held["state"])
         log = held["log"]
@@ -128,9 +124,8 @@ def run(images: Tensor, folder: Path, minutes: float, smoke: bool = False, devic
     place, deadline = pick_device(device), time.monotonic() + 60 * minutes
     images = images.to(place)
     write_json(folder / "kernels.json", dict(device=str(place), difference=check_kernels(place)))
-    scale = "smoke" if smoke else "gpu" if place.type == "cuda" else "cpu"
     if not (folder / "cost.json").exists() and time.monotonic() < deadline:
-        write_json(folder / "cost.json", measure(scale, str(place)))
+        write_json(folder / "cost.json", measure("smoke" if smoke else None, str(place)))
     left = []
     for name, config in plan(smoke).items():
         if not (folder / f"{name}.json").exists():
