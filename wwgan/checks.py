@@ -130,7 +130,9 @@ def check_shares(epsilon: Tensor, images: Tensor) -> None:
     """ValueError unless it holds one share for each of the images, (B, 1, 1, 1) in [0, 1], as `check_range`."""
     if not isinstance(epsilon, Tensor) or epsilon.shape != (len(images), 1, 1, 1):
         got = tuple(epsilon.shape) if isinstance(epsilon, Tensor) else described(epsilon)
-        raise ValueError(f"epsilon must have shape ({len(images)}, 1, 1, 1), one share for each pair, got {got}")
+        shape = f"({len(images)}, 1, 1, 1)"
+        hint = f": torch.full({shape}, {got}) gives all the same" if isinstance(epsilon, Real) else ""
+        raise ValueError(f"epsilon must have shape {shape}, one share for each pair, got {got}{hint}")
 
     def judge(low: float, high: float) -> None:
         if low < 0 or high > 1:
@@ -172,8 +174,11 @@ def check_score(score: Any, x: Tensor) -> None:
         raise ValueError("the critic's score cannot be differentiated: it is detached or depends on nothing")
 
 
-def check_arguments(ground: object, weight: object, generator: object) -> None:
-    """ValueError for what is no ground metric, weight or random state, and where gradients are switched off."""
+def check_arguments(critic: object, ground: object, weight: object, generator: object) -> None:
+    """ValueError for what is no critic, ground metric, weight or random state, and where gradients are switched off."""
+    if not callable(critic):
+        hint = "pass the critic itself, not its scores" if isinstance(critic, Tensor) else "a network or a function"
+        raise ValueError(f"critic must map images to scores, got {described(critic)}: {hint}")
     if weight is not None:
         check_non_negative(weight=weight)
     if isinstance(ground, type) or not hasattr(ground, "squared_norm"):

@@ -375,7 +375,7 @@ def gradient_penalty(
     To compile, compile a function that calls `penalty_at`, not the critic.
     Source: Gulrajani et al. 2017 for the penalty; Dukler et al. 2019, for the norm.
     """
-    check_arguments(ground, weight, generator)
+    check_arguments(critic, ground, weight, generator)
     image_range, embedding = getattr(ground, "image_range", None), getattr(ground, "embedding", None)
     x = penalty_points(real, fake, points, generator, epsilon, pairs, embedding, image_range or RANGE)
     warn_of_unit_range(real, image_range)

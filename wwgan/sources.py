@@ -263,4 +263,4 @@ def _downloaded(name: str, data_dir: Path, split: str) -> Source:
             f"{name} is not on disk and cannot be downloaded. Looked for: {'; '.join(map(str, places))}. "
             f"Download from {about.server} failed: {e}. Put it into one of these places by hand, "
             "or pass the data_dir that holds it."
-        ) from e
+        ) from None
