@@ -18,12 +18,19 @@ from wwgan.training import train
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
 COMMANDS = [line for kind, block in BLOCKS if kind == "sh" for line in block.replace("\\\n    ", "").splitlines()]
-(TEN_LINES,) = [block for kind, block in BLOCKS if kind == "python"]
+SMALLEST_EDIT, TEN_LINES = [block for kind, block in BLOCKS if kind == "python"]
 SMOKE = dict(size=16, width=4, latent_dim=4, batch_size=8, critic_steps=1, steps=1, device="cpu")
 
 
 def test_every_block_is_of_a_kind_that_is_run():
     assert {kind for kind, _ in BLOCKS} == {"python", "sh"} and "    make" not in README
+
+
+def test_smallest_edit_runs_as_printed():
+    namespace = dict(gradients=torch.ones(2, 3 * 8 * 8), images=torch.full((2, 3, 8, 8), -0.5))
+    exec(SMALLEST_EDIT, namespace)
+    before = namespace["gradients"].norm(2, dim=1)
+    torch.testing.assert_close(namespace["norm"], before)  # a constant gradient moves no mass
 
 
 def test_python_runs_as_printed():

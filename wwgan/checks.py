@@ -22,6 +22,8 @@ _RESHAPE = {
 
 
 def _hint(images: Tensor) -> str:
+    if images.dim() == 2 and images.shape[1] == 1:
+        return ": these look like scores, pass the images"
     return f": {_RESHAPE[images.dim()]}" if images.dim() in _RESHAPE else ""
 
 
@@ -103,11 +105,17 @@ def warn_of_unit_range(x: Tensor, image_range: ImageRange | None) -> None:
         _look(x, judge)
 
 
+def check_tensors(**values: object) -> None:
+    """ValueError unless each is a tensor."""
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            hint = ": take [0] of what torch.autograd.grad returns" if isinstance(value, tuple) else ""
+            raise ValueError(f"{name} must be a torch.Tensor, got {described(value)}{hint}")
+
+
 def promoted_images(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
     """Both images (B, C, H, W), detached, in the type of their sum. ValueError unless of one shape on one device."""
-    for name, images in (("real", real), ("fake", fake)):
-        if not isinstance(images, Tensor):
-            raise ValueError(f"{name} must be a torch.Tensor, got {described(images)}")
+    check_tensors(real=real, fake=fake)
     if real.dim() != 4 or real.shape != fake.shape:
         hint = _hint(fake if real.dim() == 4 else real)
         if real.dim() == 4 and fake.dim() > 1 and fake.shape[2:].numel() == 1 and fake.numel() != real.numel():
@@ -132,6 +140,8 @@ def check_shares(epsilon: Tensor, images: Tensor) -> None:
         got = tuple(epsilon.shape) if isinstance(epsilon, Tensor) else described(epsilon)
         shape = f"({len(images)}, 1, 1, 1)"
         hint = f": torch.full({shape}, {got}) gives all the same" if isinstance(epsilon, Real) else ""
+        if isinstance(epsilon, Tensor) and epsilon.numel() == len(images):
+            hint = ": reshape it by .view(-1, 1, 1, 1)"
         raise ValueError(f"epsilon must have shape {shape}, one share for each pair, got {got}{hint}")
 
     def judge(low: float, high: float) -> None:
@@ -142,7 +152,8 @@ def check_shares(epsilon: Tensor, images: Tensor) -> None:
 
 
 def check_gradient(g: Tensor, x: Tensor) -> None:
-    """ValueError unless gradient g and images x have one shape (B, C, H, W), with pixels."""
+    """ValueError unless gradient g and images x are tensors of one shape (B, C, H, W), with pixels."""
+    check_tensors(g=g, x=x)
     if g.dim() != 4 or g.shape != x.shape or 0 in g.shape[1:]:
         raise ValueError(
             "critic gradient g and images x must both have shape (B, C, H, W) with pixels, "
@@ -157,6 +168,8 @@ def _score_hint(score: Tensor, x: Tensor) -> str:
         return "these are images: is it the generator?"
     if score.shape[:1] != x.shape[:1]:
         return "labels of another batch, or patches counted as images?"
+    if score.dim() == 2:
+        return "pick one of the scores of each image, such as its label's, or average them"
     return "average scores of patches, as lambda x: critic(x).flatten(1).mean(1); a sum is steeper by their number"
 
 

@@ -26,6 +26,7 @@ from wwgan.checks import (
     check_non_negative,
     check_range,
     check_score,
+    check_tensors,
     warn_of_unit_range,
 )
 from .graph import PixelGraph, half_ball
@@ -52,6 +53,7 @@ class HasNorm:
 
         In the place of g.norm(2, dim=1); its derivative is 0, not NaN, where the gradient is 0.
         """
+        check_tensors(g=g, x=x)
         warn_of_unit_range(x, getattr(self, "image_range", None))
         flat = x.dim() == 4 and g.shape == (len(x), x.shape[1:].numel())
         return safe_sqrt(self.squared_norm(g.reshape(x.shape) if flat else g, x))

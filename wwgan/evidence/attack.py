@@ -46,10 +46,19 @@ def cheapest_plan(window: _Window, X: Tensor, g: Tensor, budget: float, bisectio
     X: masses, g: what a unit of mass adds at each pixel, both (B, C, H, W). Returns the plan (B, C, K, H W).
     """
     gain = window.fetch(g).masked_fill(~window.inside, torch.inf)
+    rings, ring_of = window.squares.unique(return_inverse=True)
+    moves = [(ring_of == k).nonzero().flatten() for k in range(len(rings))]
+    least, best = zip(*(gain[:, :, ring].min(2) for ring in moves))  # of moves equally far, the one that gains most
+    least, best = torch.stack(least, 2), torch.stack([ring[k] for ring, k in zip(moves, best)], 2)
+    share_of = X.flatten(2) / X.flatten(1).sum(1).clamp_min(1e-12)[:, None, None]  # each pixel's of the mass
 
-    def at(price: Tensor) -> Tensor:
-        where = (gain + price[:, None, None, None] * window.squares[:, None]).argmin(2, keepdim=True)
-        return torch.zeros_like(gain).scatter_(2, where, 1.0)
+    def at(price: Tensor) -> tuple[Tensor, Tensor]:
+        """The ring (B, C, 1, H W) to which each pixel's mass moves, and the mean squared move (B,)."""
+        where = (least + price[:, None, None, None] * rings[:, None]).min(2, keepdim=True).indices
+        return where, (rings[where.squeeze(2)] * share_of).flatten(1).sum(1)
+
+    def plan(where: Tensor) -> Tensor:
+        return torch.zeros_like(gain).scatter_(2, best.gather(2, where), 1.0)
 
     low, high = (
         X.new_zeros(len(X)),
@@ -57,11 +66,11 @@ def cheapest_plan(window: _Window, X: Tensor, g: Tensor, budget: float, bisectio
     )  # at `high` a move of one pixel pays nothing
     for _ in range(bisections):
         middle = (low + high) / 2
-        affordable = window.cost(X, at(middle)) <= budget**2
+        affordable = at(middle)[1] <= budget**2
         low, high = torch.where(affordable, low, middle), torch.where(affordable, middle, high)
-    dear, cheap = (window.cost(X, at(price)) for price in (low, high))
+    (far, dear), (near, cheap) = at(low), at(high)
     share = ((budget**2 - cheap) / (dear - cheap).clamp_min(1e-12)).clamp(0, 1)[:, None, None, None]
-    return share * at(low) + (1 - share) * at(high)
+    return share * plan(far) + (1 - share) * plan(near)
 
 # %% ../../nbs/evidence/08_attack.ipynb #attacks
 class Attack(NamedTuple):
