@@ -136,13 +136,13 @@ def promoted_images(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
 
 def check_shares(epsilon: Tensor, images: Tensor) -> None:
     """ValueError unless it holds one share for each of the images, (B, 1, 1, 1) in [0, 1], as `check_range`."""
-    if not isinstance(epsilon, Tensor) or epsilon.shape != (len(images), 1, 1, 1):
-        got = tuple(epsilon.shape) if isinstance(epsilon, Tensor) else described(epsilon)
-        shape = f"({len(images)}, 1, 1, 1)"
-        hint = f": torch.full({shape}, {got}) gives all the same" if isinstance(epsilon, Real) else ""
-        if isinstance(epsilon, Tensor) and epsilon.numel() == len(images):
-            hint = ": reshape it by .view(-1, 1, 1, 1)"
-        raise ValueError(f"epsilon must have shape {shape}, one share for each pair, got {got}{hint}")
+    shape = (len(images), 1, 1, 1)
+    if not isinstance(epsilon, Tensor):
+        hint = f": torch.full({shape}, {epsilon}) gives all the same" * isinstance(epsilon, Real)
+        raise ValueError(f"epsilon must be a tensor of shape {shape}, got {described(epsilon)}{hint}")
+    if epsilon.shape != shape:
+        hint = ": reshape it by .view(-1, 1, 1, 1)" * (epsilon.numel() == len(images))
+        raise ValueError(f"epsilon must have shape {shape}, one share for each pair, got {tuple(epsilon.shape)}{hint}")
 
     def judge(low: float, high: float) -> None:
         if low < 0 or high > 1:

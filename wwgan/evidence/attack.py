@@ -48,8 +48,9 @@ def cheapest_plan(window: _Window, X: Tensor, g: Tensor, budget: float, bisectio
     gain = window.fetch(g).masked_fill(~window.inside, torch.inf)
     rings, ring_of = window.squares.unique(return_inverse=True)
     moves = [(ring_of == k).nonzero().flatten() for k in range(len(rings))]
-    least, best = zip(*(gain[:, :, ring].min(2) for ring in moves))  # of moves equally far, the one that gains most
-    least, best = torch.stack(least, 2), torch.stack([ring[k] for ring, k in zip(moves, best)], 2)
+    found = [gain[:, :, ring].min(2) for ring in moves]  # of moves equally far, the one that gains most
+    least = torch.stack([values for values, _ in found], 2)
+    best = torch.stack([ring[k] for ring, (_, k) in zip(moves, found)], 2)
     share_of = X.flatten(2) / X.flatten(1).sum(1).clamp_min(1e-12)[:, None, None]  # each pixel's of the mass
 
     def at(price: Tensor) -> tuple[Tensor, Tensor]:

@@ -248,21 +248,27 @@ class Verdict(NamedTuple):
     word: str
 
 
-def verdicts(records: Mapping[str, Any], seeds: Sequence[int], claim: str) -> dict[str, Verdict]:
-    """Each comparison of a claim, as "released over euclidean", over the seeds of which both runs have the outcome.
+def ratio_of(
+    records: Mapping[str, Any], seeds: Iterable[int], outcome: str, setting: str, baseline: str
+) -> tuple[Estimate, float] | None:
+    """A setting's outcome over the baseline's, over the seeds of which both runs have it, with its p-value.
 
-    records: of `read_outcomes`. Raises ValueError for a comparison with fewer than two such seeds.
+    records: of `read_outcomes`. None for fewer than two such seeds.
     """
-    plan, ratios, p_values = PLAN[claim], {}, {}
-    values = {name: value for name, record in records.items() if (value := value_of(plan.outcome, record)) is not None}
-    for pair in plan.pairs:
-        both = [seed for seed in seeds if all(f"{name}-seed{seed}" in values for name in pair)]
-        name, compared = " over ".join(pair), (values, both, *pair, lambda value: [value])
-        ratios[name] = measured_ratio(*compared)
-        p_values[name] = student_p(log_ratios(*compared))
-    adjusted = holm(p_values)
+    values = {name: value for name, record in records.items() if (value := value_of(outcome, record)) is not None}
+    both = [seed for seed in seeds if all(f"{name}-seed{seed}" in values for name in (setting, baseline))]
+    compared = (values, both, setting, baseline, lambda value: [value])
+    return (measured_ratio(*compared), student_p(log_ratios(*compared))) if len(both) > 1 else None
+
+
+def verdicts(records: Mapping[str, Any], seeds: Sequence[int], claim: str) -> dict[str, Verdict]:
+    """Each comparison of a claim, as "released over euclidean"; one that has no `ratio_of` yet is left out."""
+    plan = PLAN[claim]
+    ratios = {" over ".join(pair): ratio_of(records, seeds, plan.outcome, *pair) for pair in plan.pairs}
+    found = {name: one for name, one in ratios.items() if one}
+    adjusted = holm({name: p for name, (_, p) in found.items()})
     return {
-        name: Verdict(ratio, adjusted[name], word_of(ratio, adjusted[name], plan)) for name, ratio in ratios.items()
+        name: Verdict(ratio, adjusted[name], word_of(ratio, adjusted[name], plan)) for name, (ratio, _) in found.items()
     }
 
 
