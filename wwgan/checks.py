@@ -134,7 +134,7 @@ def promoted_images(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
     return real, fake
 
 
-def check_shares(epsilon: Tensor, images: Tensor) -> None:
+def check_shares(epsilon: Any, images: Tensor) -> None:
     """ValueError unless it holds one share for each of the images, (B, 1, 1, 1) in [0, 1], as `check_range`."""
     shape = (len(images), 1, 1, 1)
     if not isinstance(epsilon, Tensor):
