@@ -116,19 +116,19 @@ def _begin(images: Tensor, steps: int, budget: float, reach: int) -> tuple[Tenso
     return X, window, plan
 
 
-def worst_transport(critic: Critic, images: Tensor, budget: float, steps: int = 50, reach: int = 3) -> Attack:
+def worst_transport(critic: Critic, images: Tensor, budget: float, steps: int = 60, reach: int = 3) -> Attack:
     """Lower a critic's scores most by moving the mass of images (B, C, H, W) in [-1, 1] within each channel.
 
     critic: scores each image by itself. budget: in pixels, root mean square over the mass of an image. reach: no mass
     moves farther than this along an axis. Raises ValueError for other images, budgets and steps.
     """
     X, window, plan = _begin(images, steps, budget, reach)
-    before, g = _slope(critic, X)
-    price, best = 10 * g.flatten(1).abs().amax(1), (plan, before)
+    before, slope = _slope(critic, X)
+    price, best = 10 * slope.flatten(1).abs().amax(1), (plan, before)
     for step in range(steps):
-        plan = torch.lerp(plan, cheapest_plan(window, X, g, budget), 2 / (step + 2))
+        plan = torch.lerp(plan, cheapest_plan(window, X, slope, budget), 2 / (step + 10))
         scores, g = _slope(critic, window.move(X, plan), price)
-        best = _lower(best, (plan, scores))
+        slope, best = torch.lerp(slope, g, 0.3), _lower(best, (plan, scores))
     return _of_plan(critic, window, X, best[0])
 
 
@@ -147,7 +147,7 @@ def _of_plan(critic: Critic, window: _Window, X: Tensor, plan: Tensor) -> Attack
     return Attack(2 * shown - 1, drop, window.cost(X, plan).sqrt(), lost)
 
 
-def random_transport(critic: Critic, images: Tensor, budget: float, tries: int = 50, reach: int = 3) -> Attack:
+def random_transport(critic: Critic, images: Tensor, budget: float, tries: int = 60, reach: int = 3) -> Attack:
     """Random search instead of gradients: plans for smooth random directions, mixed in where that lowers the score.
 
     Seeded. Arguments and errors as of `worst_transport`.
@@ -162,7 +162,7 @@ def random_transport(critic: Critic, images: Tensor, budget: float, tries: int =
     return _of_plan(critic, window, X, best[0])
 
 
-def worst_in_ball(critic: Critic, images: Tensor, radius: Tensor, steps: int = 20) -> Attack:
+def worst_in_ball(critic: Critic, images: Tensor, radius: Tensor, steps: int = 60) -> Attack:
     """Lower a critic's scores most within Euclidean balls of radii (B,), in intensities, around images in [-1, 1]."""
     X, radius = _check(images, steps), radius.to(images)[:, None, None, None]
     before, g = _slope(critic, X)

@@ -24,7 +24,7 @@ from .attack import random_transport, worst_in_ball, worst_transport
 from .perturbation import MOTIONS, Matched, matched, radial_power_spectrum
 from .probe import cross_fade, latent_paths, perturbation_path, separation
 from .records import read_records
-from .statistics import Estimate, holm, log_ratios, measured_ratio, student_mean, student_p
+from .statistics import Estimate, holm, log_ratios, measured_ratio, student_p
 from .study import Study, read_study, run_study
 
 COMMON: dict[str, Any] = dict(dataset="fashion_mnist", size=32, width=16, latent_dim=64, critic_steps=5, batch_size=64)
@@ -50,7 +50,6 @@ ELSEWHERE = {  # where the bound is imposed, but on straight lines between rando
 }
 OUTCOMES = "outcomes.json"
 BUDGETS = (0.5, 1.0)  # of attacks that move mass, in pixels
-ATTACK_STEPS = 30
 PATHS = ("translation", "elastic", "cross-fade", "latent")
 SIZES = (1.0, 2.0, 4.0)  # Euclidean sizes of the perturbations, in intensities
 DETAIL = 0.25  # cycles per pixel above which the power spectrum counts as fine detail
@@ -132,13 +131,13 @@ def following(study: Study) -> dict[str, Study]:
     )
 
 
-def attacked(critic: Callable[[Tensor], Tensor], images: Tensor) -> dict[str, Any]:
+def attacked(critic: Callable[[Tensor], Tensor], images: Tensor, steps: int) -> dict[str, Any]:
     """Mean drop of a critic's score of images in [-1, 1] under each attack, by budget in pixels; what was cut."""
     found = {}
     for budget in BUDGETS:
-        worst, chance = (attack(critic, images, budget, ATTACK_STEPS) for attack in (worst_transport, random_transport))
+        worst, chance = (attack(critic, images, budget, steps) for attack in (worst_transport, random_transport))
         radius = (worst.images - images).flatten(1).norm(dim=1) / 2
-        drops = dict(transport=worst, random=chance, ball=worst_in_ball(critic, images, radius, ATTACK_STEPS))
+        drops = dict(transport=worst, random=chance, ball=worst_in_ball(critic, images, radius, steps))
         found[str(budget)] = {name: attack.drop.mean().item() for name, attack in drops.items()} | dict(
             radius=radius.mean().item(), lost=worst.lost.mean().item()
         )
@@ -157,7 +156,7 @@ def paths_of(run: Run, images: Tensor) -> dict[str, Tensor]:
     }
 
 
-def outcomes(run: Run, real: Tensor, moved: Mapping[str, Matched]) -> dict[str, Any]:
+def outcomes(run: Run, real: Tensor, moved: Mapping[str, Matched], attack_steps: int = 60) -> dict[str, Any]:
     """What is measured of a finished run, on images `real` (n, C, H, W), uint8, which it did not see. Plain numbers.
 
     moved: the first of these, perturbed. Responses and jumps are mean changes of the critic's output, in its own
@@ -185,7 +184,7 @@ def outcomes(run: Run, real: Tensor, moved: Mapping[str, Matched]) -> dict[str, 
         spread=scores.std().item(),
         gap=gap,
         separation=separation(run.critic, x, y),
-        attacks=attacked(run.critic, x[:64]),
+        attacks=attacked(run.critic, x[:64], attack_steps),
         responses=responses,
         jumps={kind: dict(largest=j.amax(1).mean().item(), sum=j.sum(1).mean().item()) for kind, j in jumps.items()},
         norms={points: {name: quantiles(v) for name, v in found.items()} for points, found in norms.items()},
@@ -196,7 +195,9 @@ def outcomes(run: Run, real: Tensor, moved: Mapping[str, Matched]) -> dict[str, 
     )
 
 
-def measure(study: Study, results: Path, runs: Path, data_dir: str | None = None, n: int = 1000) -> list[Path]:
+def measure(
+    study: Study, results: Path, runs: Path, data_dir: str | None = None, n: int = 1000, attack_steps: int = 60
+) -> list[Path]:
     """Measure what is recorded but not yet measured of a study, on n test images; the files written.
 
     runs: the folder of its run folders. Perturbed are half of the images, the same ones for all runs.
@@ -210,7 +211,7 @@ def measure(study: Study, results: Path, runs: Path, data_dir: str | None = None
     real = pick_images(load_images(config.dataset, data_dir, config.size, "test"), n)
     moved = matched(to_float(real[: n // 2]), SIZES)
     for name in missing:
-        write_json(results / name / OUTCOMES, outcomes(load_run(runs / name, "cpu"), real, moved))
+        write_json(results / name / OUTCOMES, outcomes(load_run(runs / name, "cpu"), real, moved, attack_steps))
     return [results / name / OUTCOMES for name in missing]
 
 
@@ -283,18 +284,15 @@ def word_of(ratio: Estimate, p: float, plan: Plan) -> str:
     return "supported" if (ratio.mean > 1) == (plan.predicted > 0) else "contradicted"
 
 
-def trend(records: Mapping[str, Any], seeds: Iterable[int], outcome: str) -> Estimate:
-    """Slope of an outcome's logarithm against log(1 + length), one for each seed: mean with Student's interval.
-
-    A seed of which a run is missing, or has no such outcome, is left out.
-    """
+def slopes(records: Mapping[str, Any], seeds: Iterable[int], outcome: str) -> list[float]:
+    """Slope of an outcome's logarithm against log(1 + length), of each seed of which all lengths have it."""
     values = {name: value_of(outcome, record) for name, record in records.items()}
-    x, slopes = [math.log1p(length) for length in LENGTHS.values()], []
+    x, found = [math.log1p(length) for length in LENGTHS.values()], []
     for seed in seeds:
         y = [math.log(value) for name in LENGTHS if (value := values.get(f"{name}-seed{seed}"))]
         if len(y) == len(x):
-            slopes.append(linear_regression(x, y).slope)
-    return student_mean(slopes)
+            found.append(linear_regression(x, y).slope)
+    return found
 
 
 def main(argv: Iterable[str] | None = None) -> int:
