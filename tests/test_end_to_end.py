@@ -106,6 +106,7 @@ def test_training_notebook_on_real_cifar10(tmp_path):
         ("continuity", dict(results=ROOT / "data" / "results" / "critics-cifar10"), 2, "share above 1.1"),
         ("interpolation", {}, 1, "unevenness"),
         ("ablation", {}, 1, "chosen: 10"),
+        ("length", {}, 2, "runs are recorded"),
     ],
 )
 def test_figure_is_drawn_from_records(tmp_path, name, given, pictures, words):
@@ -151,6 +152,14 @@ def test_main_study_reruns_at_smoke_size(tmp_path, data_dir):
     settings = dict(rerun="true", scale="smoke", results=tmp_path / "results", data_dir=data_dir, device="cpu")
     assert execute("figures/fid", **settings).pictures == 1
     assert len(list((tmp_path / "results").glob("*/evaluations.jsonl"))) == 9
+
+
+def test_study_of_the_length_reruns_at_smoke_size(tmp_path, data_dir):
+    settings = dict(rerun="true", scale="smoke", results=tmp_path / "results", data_dir=data_dir)
+    done = execute("figures/length", **settings, save=tmp_path / "picture.png")
+    assert done.pictures == 2 and (tmp_path / "picture-samples.png").exists() and "9 of 9 runs" in done.text
+    assert len(list((tmp_path / "results").glob("*/outcomes.json"))) == 9
+    assert "released over euclidean" in done.text and "samples" in done.text
 
 
 def test_ground_metric_is_measured_at_smoke_size(tmp_path, data_dir):

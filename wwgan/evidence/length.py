@@ -225,7 +225,7 @@ def read_outcomes(study: Study, results: Path) -> dict[str, Any]:
 def value_of(outcome: str, record: Mapping[str, Any]) -> float | None:
     """One positive number of a run's outcomes.json, with its last Fréchet distance as "frechet".
 
-    None where a critic scores generated images above real ones, which leaves no unit.
+    None where a critic scores generated images above real ones, which leaves no unit, or where nothing moves it.
     """
     if outcome == "quality":
         return float(record["frechet"])
@@ -238,7 +238,7 @@ def value_of(outcome: str, record: Mapping[str, Any]) -> float | None:
         found = [record["responses"][name][-1] for name in MOTIONS if name in record["responses"]]
     else:
         found = [record["jumps"][kind]["largest"] for kind in PATHS]
-    return geometric_mean(found) / record["gap"] if record["gap"] > 0 else None
+    return geometric_mean(found) / record["gap"] if record["gap"] > 0 and min(found) > 0 else None
 
 
 class Verdict(NamedTuple):
