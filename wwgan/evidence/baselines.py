@@ -41,11 +41,12 @@ def plain_batches(images: Tensor, batch_size: int, workers: int, pin_memory: boo
     from torchvision import transforms
 
     steps = [transforms.ToPILImage(), transforms.ToTensor(), transforms.Normalize((0.5,), (0.5,))]
-    how: dict[str, Any] = dict(shuffle=True, drop_last=True, num_workers=workers, pin_memory=pin_memory)
+    how: dict[str, Any] = dict(batch_size=batch_size, shuffle=True, drop_last=True, pin_memory=pin_memory)
     if workers:
-        how |= dict(persistent_workers=True, multiprocessing_context="spawn")
+        how |= dict(num_workers=workers, persistent_workers=True, multiprocessing_context="spawn")
     transformed = partial(_transformed, transforms.Compose(steps))
-    return chain.from_iterable(repeat(DataLoader(images, batch_size, collate_fn=transformed, **how)))
+    loader: DataLoader[Tensor] = DataLoader(**how, dataset=images, collate_fn=transformed)  # type: ignore[arg-type]
+    return chain.from_iterable(repeat(loader))
 
 
 def plain_critic_losses(

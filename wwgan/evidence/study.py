@@ -58,8 +58,8 @@ class Study:
 
 def read_study(path: str | Path) -> Study:
     """A study from its JSON file. FileNotFoundError or ValueError say what is wrong with it."""
-    content = read_json(Path(path))
     try:
+        content = read_json(Path(path))
         check_names(content, [f.name for f in fields(Study)])
         return Study(**content)
     except (ValueError, TypeError, AttributeError) as error:
@@ -128,7 +128,8 @@ def run_study(
         raise ValueError(f"workers and threads must be at least 1, got {workers} and {threads}")
     results, threads = Path(results), threads or max(1, torch.get_num_threads() // workers)
     runs = Path(runs).expanduser() if runs else project_root() / "data" / "runs" / results.name
-    here, bars = {name: value for name, value in where.items() if value is not None}, progress and workers == 1
+    here: dict[str, Any] = {name: value for name, value in where.items() if value is not None}
+    bars = progress and workers == 1
     chosen = [
         _Run(replace(config, **here), str(results / name), str(runs / name), threads, with_runs, bars)
         for name, config in _chosen(study, only, [results, runs]).items()
