@@ -77,29 +77,12 @@ def test_geodesic_distance_agrees_with_exact_transport():
     assert 0 < metric.unit * metric.distance(a, b, steps=4) / wasserstein2(a, b) - 1 < 0.03
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.integers(-2, 2), st.integers(-2, 2), st.integers(0, 10**6))
-def test_exact_transport_of_a_translation_is_its_length(dy, dx, seed):
-    a = torch.zeros(8, 8, dtype=torch.float64)
-    a[2:6, 2:6] = rand(4, 4, seed=seed)
-    b = a.roll((dy, dx), (0, 1))
-    assert abs(wasserstein2(a, b) - sqrt((dy**2 + dx**2) * a.sum())) < 1e-7
-
-
 def test_exact_transport_in_one_dimension_is_the_quantile_formula():
     points_a, points_b = torch.tensor([0, 2, 5, 5, 9]), torch.tensor([1, 1, 4, 8, 9])  # five units of mass each
     a, b = torch.zeros(2, 1, 10, dtype=torch.float64)
     a[0].index_add_(0, points_a, torch.ones(5, dtype=torch.float64))
     b[0].index_add_(0, points_b, torch.ones(5, dtype=torch.float64))
     assert abs(wasserstein2(a, b) - (points_a - points_b).double().norm().item()) < 1e-9
-
-
-def test_channels_add_in_squares_and_entropy_makes_it_dearer():
-    a, b = rand(2, 3, 5, 5)
-    a, b = (image / image.sum((1, 2), keepdim=True) for image in (a, b))
-    by_channel = [wasserstein2(a[c], b[c]) for c in range(3)]
-    assert abs(wasserstein2(a, b) - sqrt(sum(d**2 for d in by_channel))) < 1e-9
-    assert wasserstein2(a, b) < wasserstein2(a, b, epsilon=0.5) < wasserstein2(a, b, epsilon=2.0)
 
 
 def test_disconnected_support_is_solved_where_it_can_be_and_refused_where_not():

@@ -203,10 +203,6 @@ def sweep_energy(
     `graph.inverse_degree(g.dtype, g.device)`, or None for 1. offset: added to x first, and what is then
     negative counts as 0: with 1, images x in [-1, 1] count as twice their intensity, x + 1 = 2 X.
     Differentiable in x and g to any order, in reverse mode. Half precision is summed in float32 and gives float32.
-    Raises ValueError for other shapes and for integers.
     """
-    if x.shape != g.shape or g.dim() != 4 or not (x.is_floating_point() and g.is_floating_point()):
-        got = " and ".join(f"{image.dtype} {tuple(image.shape)}" for image in (x, g))
-        raise ValueError(f"x and g must be of floating-point type and of one shape (B, C, H, W), got {got}")
     dtype = torch.promote_types(x.dtype, g.dtype)
     return _Sweep.apply(x.to(dtype), g.to(dtype), scale, edges, float(l2), float(offset))[0]
