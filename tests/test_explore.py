@@ -89,6 +89,27 @@ def test_every_slider_is_the_change_of_its_name(notebook, explorer, digits, name
         assert explorer.numbers["euclidean"] != expected["euclidean"]
 
 
+def test_moves_go_where_they_are_told_and_repeat_the_border(notebook, digits):
+    x, move = digits[:3] / 2, notebook["move"]
+    right, close = move(x, right=3), dict(atol=1e-5, rtol=0)
+    torch.testing.assert_close(right[..., 3:], x[..., :-3], **close)
+    torch.testing.assert_close(right[..., :3], x[..., :1].expand(-1, -1, -1, 3), **close)
+    torch.testing.assert_close(move(x, down=-2)[..., :-2, :], x[..., 2:, :], **close)
+    torch.testing.assert_close(move(x, right=0.25)[..., 1:], 0.75 * x[..., 1:] + 0.25 * x[..., :-1], **close)
+    torch.testing.assert_close(move(x, turn=90), x.rot90(-1, (2, 3)), atol=1e-4, rtol=0)  # clockwise
+    turned_first = move(move(x, turn=90), right=3, down=-2)
+    torch.testing.assert_close(move(x, right=3, down=-2, turn=90), turned_first, atol=1e-4, rtol=0)
+
+
+def test_shuffled_pixels_change_places_with_all_their_channels_more_of_them_the_larger_the_share(notebook):
+    x, moved = torch.rand(1, 3, 16, 16), torch.zeros(256, dtype=torch.bool)
+    for share in (0, 0.3, 1):
+        shuffled = notebook["shuffle_pixels"](x, share, seed=1)
+        less, moved = moved, (shuffled != x).flatten(2).all(1)[0]
+        assert moved.sum() == round(share * 256) and (less <= moved).all()
+        assert sorted(shuffled[0].flatten(1).T.tolist()) == sorted(x[0].flatten(1).T.tolist())
+
+
 def test_reset_draws_once_and_undoes_all_changes(notebook, explorer, monkeypatch):
     for slider in explorer.strengths.values():
         slider.value = slider.max / 2

@@ -1,8 +1,5 @@
 """Properties of the pixel graph and its weighted Laplacian, for random sizes, neighbourhoods and images."""
 
-import subprocess
-import sys
-
 import plain
 import pytest
 import torch
@@ -88,17 +85,6 @@ def test_weights_of_offsets_enter_energy_degree_and_laplacian():
     assert weighted.edges == ((0, 1), (1, 0), (0.5, 1.5))
 
 
-@examples
-@given(graphs_and_images())
-def test_pairs_are_the_edges_one_by_one(case):
-    graph, X, _ = case
-    i, j, weight = graph.pairs()
-    number = lambda pixel: pixel[0] * graph.width + pixel[1]
-    expected = plain.edges(graph.height, graph.width, graph.neighborhood, graph.radius)
-    assert sorted(zip(i.tolist(), j.tolist())) == sorted(tuple(sorted(map(number, edge))) for edge in expected)
-    assert weight.tolist() == [1.0] * len(expected)
-
-
 def test_half_precision_is_summed_in_float32():
     graph = PixelGraph(16, 16)
     X, g = torch.rand(2, 16, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
@@ -134,25 +120,3 @@ def test_bad_input_is_refused_by_name(make, words):
     with pytest.raises(ValueError) as error:
         make()
     assert all(word in str(error.value) for word in words)
-
-
-def test_package_is_cheap_to_import_and_its_mathematics_needs_torch_alone():
-    code = """
-import sys
-import wwgan
-assert "torch" not in sys.modules, "import wwgan must not import torch"
-import wwgan.graph
-assert "wwgan.sweep" not in sys.modules
-import wwgan.penalty
-heavy = {"torchvision", "sklearn", "scipy", "matplotlib", "PIL", "tensorboard", "nbdev"} & set(sys.modules)
-assert not heavy, heavy
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_a_graph_made_in_inference_mode_can_be_trained_with():
-    with torch.inference_mode():
-        graph = PixelGraph(3, 4)
-        graph.inverse_degree(torch.float64, torch.device("cpu"))
-    X, g = torch.rand(2, 3, 4, dtype=torch.float64).requires_grad_().unbind()
-    graph.energy(X, g).backward()

@@ -1,6 +1,5 @@
 """The metric tensor, geodesics and exact transport against definitions and closed forms."""
 
-from itertools import permutations
 from math import sqrt
 
 import ot
@@ -15,7 +14,6 @@ from wwgan.metric import (
     WassersteinMetric,
     solve_laplacian,
     wasserstein2,
-    wasserstein_of_wasserstein,
 )
 
 
@@ -79,37 +77,12 @@ def test_geodesic_distance_agrees_with_exact_transport():
     assert 0 < metric.unit * metric.distance(a, b, steps=4) / wasserstein2(a, b) - 1 < 0.03
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.integers(-2, 2), st.integers(-2, 2), st.integers(0, 10**6))
-def test_exact_transport_of_a_translation_is_its_length(dy, dx, seed):
-    a = torch.zeros(8, 8, dtype=torch.float64)
-    a[2:6, 2:6] = rand(4, 4, seed=seed)
-    b = a.roll((dy, dx), (0, 1))
-    assert abs(wasserstein2(a, b) - sqrt((dy**2 + dx**2) * a.sum())) < 1e-7
-
-
 def test_exact_transport_in_one_dimension_is_the_quantile_formula():
     points_a, points_b = torch.tensor([0, 2, 5, 5, 9]), torch.tensor([1, 1, 4, 8, 9])  # five units of mass each
     a, b = torch.zeros(2, 1, 10, dtype=torch.float64)
     a[0].index_add_(0, points_a, torch.ones(5, dtype=torch.float64))
     b[0].index_add_(0, points_b, torch.ones(5, dtype=torch.float64))
     assert abs(wasserstein2(a, b) - (points_a - points_b).double().norm().item()) < 1e-9
-
-
-def test_channels_add_in_squares_and_entropy_makes_it_dearer():
-    a, b = rand(2, 3, 5, 5)
-    a, b = (image / image.sum((1, 2), keepdim=True) for image in (a, b))
-    by_channel = [wasserstein2(a[c], b[c]) for c in range(3)]
-    assert abs(wasserstein2(a, b) - sqrt(sum(d**2 for d in by_channel))) < 1e-9
-    assert wasserstein2(a, b) < wasserstein2(a, b, epsilon=0.5) < wasserstein2(a, b, epsilon=2.0)
-
-
-def test_wasserstein_of_wasserstein_is_the_best_assignment():
-    images_a, images_b = rand(2, 4, 5, 5)
-    images_a, images_b = (images / images.sum((1, 2), keepdim=True) for images in (images_a, images_b))
-    orders = permutations(range(4))
-    best = min(sum(wasserstein2(a, images_b[k]) for a, k in zip(images_a, order)) for order in orders) / 4
-    assert abs(wasserstein_of_wasserstein(images_a, images_b) - best) < 1e-9
 
 
 def test_disconnected_support_is_solved_where_it_can_be_and_refused_where_not():
@@ -157,7 +130,6 @@ ZERO = torch.zeros_like(ONE)
         (lambda: wasserstein2(-ONE, -ONE), ("not negative",)),
         (lambda: wasserstein2(ONE, ONE, epsilon=-1), ("epsilon", "-1")),
         (lambda: wasserstein2(ONE[None, None], ONE[None, None]), ("(C, H, W)", "(1, 1, 3, 4)")),
-        (lambda: wasserstein_of_wasserstein(ONE[None][:0], ONE[None]), ("at least one image",)),
         (
             lambda: solve_laplacian(PixelGraph(2, 2).laplacian(torch.ones(2, 2), "sparse"), torch.ones(4)),
             ("sum to zero",),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
-from wwgan import checks, penalty
+from wwgan import checks
 from wwgan.checks import RANGE, check_range, warn_of_unit_range
 from wwgan.penalty import (
     GROUND_METRICS,
@@ -50,7 +50,9 @@ def test_both_published_forms_equal_the_plain_loop(channels, height, width, seed
         if height * width == 1 and expected is plain.paper_squared_norm:
             continue  # one pixel has no degree
         expected = torch.stack([expected(g[b], x[b]) for b in range(2)])
-        assert_close(ground.squared_norm(g, x), expected, rtol=1e-12, atol=1e-12)
+        squared = ground.squared_norm(g, x.clone().requires_grad_())
+        assert not squared.requires_grad  # images are detached
+        assert_close(squared, expected, rtol=1e-12, atol=1e-12)
         assert_close(ground.squared_norm(g.float(), x.float()).double(), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -62,22 +64,6 @@ def test_norms_are_homogeneous_and_only_the_mass_terms_see_constants():
     assert_close(Wasserstein.paper(mass=2.0).squared_norm(constant, x), torch.full((2,), 3 * 2.0 * (0.5 * 64) ** 2))
     for make in GROUND_METRICS.values():
         assert_close(make().squared_norm(3 * x, x), 9 * make().squared_norm(x, x))
-
-
-def test_paper_form_does_not_depend_on_brightness_and_released_does():
-    g, x = images(2, 2, 3, 8, 8)
-    x.requires_grad_()
-    darker, paper, released = (x + 1) / 2 - 1, Wasserstein.paper(), Wasserstein.released()  # half the intensity
-    assert_close(paper.squared_norm(g, darker), paper.squared_norm(g, x))
-    assert (released.squared_norm(g, darker) < released.squared_norm(g, x)).all()
-    assert not paper.squared_norm(g, x).requires_grad and not released.squared_norm(g, x).requires_grad
-
-
-@every_metric
-def test_black_images_and_single_pixels_have_finite_norms(make):
-    for x in (-torch.ones(2, 1, 8, 8), torch.ones(1, 3, 1, 1), -torch.ones(1, 4, 1, 7)):
-        squared = make().squared_norm(torch.ones_like(x), x)
-        assert squared.shape == (len(x),) and squared.isfinite().all() and (squared >= 0).all()
 
 
 def test_shuffled_control_permutes_gradient_and_image_alike():
@@ -462,11 +448,3 @@ def test_the_released_length_is_the_root_of_seven_and_zero_is_euclid():
         assert ground.length == 0
     assert torch.equal(Wasserstein.with_length(0.0).squared_norm(g, x), Euclidean().squared_norm(g, x))
     assert_close(Sobolev(-1, 0.0).squared_norm(g, x), Euclidean().squared_norm(g, x))
-
-
-def test_metrics_of_many_lengths_are_not_all_kept():
-    g, x = images(2, 1, 1, 8, 8)
-    for k in range(200):
-        Wasserstein.with_length(1 + k / 100).squared_norm(g, x), Sobolev(-1, 1 + k / 100).squared_norm(g, x)
-    kept = [f.__closure__ for f in (penalty.pixel_graph, penalty._sobolev_weights)]
-    assert all(max(len(c.cell_contents) for c in cells if isinstance(c.cell_contents, dict)) <= 64 for cells in kept)

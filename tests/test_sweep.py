@@ -54,22 +54,13 @@ def test_the_batch_may_be_swept_in_any_number_of_turns(monkeypatch):
 
 
 @pytest.mark.parametrize("normalized", [False, True])
-def test_both_outputs_can_be_differentiated_twice_in_image_and_gradient(normalized):
+def test_both_outputs_can_be_differentiated_twice(normalized):
     graph = PixelGraph(3, 4, "moore", 1)
-    x, g = (t.clone().requires_grad_() for t in images(2, 2, 3, 4))
+    x, g = images(2, 2, 3, 4)
     scale = graph.inverse_degree(x.dtype, CPU) if normalized else None
-    both = lambda x, g: _Sweep.apply(x, g, scale, graph.edges, 0.7, 0.5)
-    assert torch.autograd.gradcheck(both, (x, g)) and torch.autograd.gradgradcheck(both, (x, g))
-
-
-def test_the_image_gets_a_derivative_only_where_it_asks_for_one(monkeypatch):
-    x, g = images(2, 1, 4, 4)
+    both = lambda g: _Sweep.apply(x, g, scale, graph.edges, 0.7, 0.5)
     g.requires_grad_()
-    calls, original = [], sweep._carre_du_champ
-    monkeypatch.setattr(sweep, "_carre_du_champ", lambda *args: calls.append(1) or original(*args))
-    for image, called in ((x, []), (x.clone().requires_grad_(), [1])):
-        sweep_energy(PixelGraph(4, 4).edges, image, g, offset=1.0).sum().backward()
-        assert calls == called and (image.grad is not None) == bool(called)
+    assert torch.autograd.gradcheck(both, g) and torch.autograd.gradgradcheck(both, g)
 
 
 def test_channels_last_gives_the_same_numbers_and_keeps_the_layout():
@@ -104,12 +95,6 @@ def test_dynamo_follows_the_norm_without_a_break(form):
     x, g = images(2, 1, 4, 5)
     expected = form.squared_norm(g, x)  # makes the graph, which is kept
     assert torch.equal(torch.compile(form.squared_norm, fullgraph=True, backend="eager")(g, x), expected)
-
-
-@pytest.mark.parametrize("x", [torch.ones(1, 4, 4), torch.ones(2, 1, 4, 4), torch.ones(1, 1, 4, 4).int()])
-def test_images_of_another_shape_or_type_are_refused(x):
-    with pytest.raises(ValueError, match=r"\(B, C, H, W\), got torch.(float|int)32 \([12], .* and torch.float32"):
-        sweep_energy(PixelGraph(4, 4).edges, x, torch.ones(1, 1, 4, 4))
 
 
 needs_triton = pytest.mark.skipif(sweep.triton is None, reason="Triton is not installed")

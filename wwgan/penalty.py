@@ -229,19 +229,20 @@ class Sobolev(HasNorm):
         if not isfinite(self.order):
             raise ValueError(f"order must be finite, got {self.order}")
 
+    def _spectrum(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = _at_least_float32(x)
+        spectrum = torch.fft.fft2(x, norm="ortho") if len(x) else x + 0j  # of no image PyTorch has none on CPUs
+        return spectrum, _sobolev_weights(*x.shape[-2:], self.order, self.length, x.dtype, x.device)
+
     def squared_norm(self, g: Tensor, x: Tensor) -> Tensor:
         """Critic gradient g and images x, both (B, C, H, W) -> (B,). The images do not matter."""
         check_gradient(g, x)
-        g = _at_least_float32(g)
-        weights = _sobolev_weights(*g.shape[-2:], self.order, self.length, g.dtype, g.device)
-        spectrum = torch.fft.fft2(g, norm="ortho") if len(g) else g + 0j  # of no image PyTorch has none on CPUs
+        spectrum, weights = self._spectrum(g)
         return (weights * (spectrum.real.square() + spectrum.imag.square())).flatten(1).sum(1)
 
     def embedding(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) -> (B, features), whose Euclidean distance is that of the images in this metric."""
-        x = _at_least_float32(x)
-        weights = _sobolev_weights(*x.shape[-2:], self.order, self.length, x.dtype, x.device)
-        spectrum = torch.fft.fft2(x, norm="ortho") if len(x) else x + 0j
+        spectrum, weights = self._spectrum(x)
         return torch.view_as_real(spectrum * weights.rsqrt()).flatten(1)
 
 # %% ../nbs/theory/03_penalty.ipynb #shuffled

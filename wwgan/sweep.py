@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .graph import Edges, at_ends, edge_ends
+from .graph import Edges, edge_ends
 
 try:
     import triton
@@ -155,17 +155,8 @@ def _(x: Tensor, g: Tensor, *_: Any) -> _Swept:
     return g.new_empty(len(g), dtype=torch.promote_types(g.dtype, torch.float32)), torch.empty_like(g)
 
 
-def _carre_du_champ(g: Tensor, phi: Tensor, edges: Edges) -> Tensor:
-    """Gamma(g, phi) of functions of the pixels (..., H, W) -> (..., H, W); differentiable in both."""
-    result = torch.zeros_like(g)
-    for dy, dx, half in zip(*edges):
-        (g_i, g_j), (phi_i, phi_j) = edge_ends(g, dy, dx), edge_ends(phi, dy, dx)
-        result = result + sum(at_ends(half * (g_i - g_j) * (phi_i - phi_j), dy, dx))
-    return result
-
-
 class _Sweep(torch.autograd.Function):
-    """Images x and gradients g (B, C, H, W) -> energy (B,) and L g + l2 g (B, C, H, W)."""
+    """Images x and gradients g (B, C, H, W) -> energy (B,) and L g + l2 g (B, C, H, W), differentiable in g."""
 
     @staticmethod
     def forward(x: Tensor, g: Tensor, scale: Tensor | None, edges: Edges, l2: float, offset: float) -> _Swept:
@@ -173,25 +164,18 @@ class _Sweep(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: _Swept) -> None:
-        x, g, scale, *ctx.form = inputs
-        ctx.save_for_backward(x, g, scale, output[1])
+        x, _, scale, *ctx.form = inputs
+        ctx.save_for_backward(x, scale, output[1])
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, of_energy: Tensor | None, of_operator: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, g, scale, operator = ctx.saved_tensors
-        edges, _, offset = ctx.form
+        x, scale, operator = ctx.saved_tensors
         factor = torch.zeros(()) if of_energy is None else of_energy.view(-1, 1, 1, 1)
-        to_x = to_g = None
-        if ctx.needs_input_grad[1]:
-            to_g = (2 * factor * operator).to(g.dtype)
-            if of_operator is not None:  # only where somebody differentiates again
-                to_g = to_g + _Sweep.apply(x, of_operator, scale, *ctx.form)[1]
-        if ctx.needs_input_grad[0]:
-            to_x = _carre_du_champ(g, factor * g if of_operator is None else factor * g + of_operator, edges)
-            to_x = to_x if scale is None else to_x * scale
-            to_x = torch.where(x + offset > 0, to_x, 0) if offset else to_x
-        return to_x, to_g, None, None, None, None
+        to_g = (2 * factor * operator).to(operator.dtype)
+        if of_operator is not None:  # only where somebody differentiates again
+            to_g = to_g + _Sweep.apply(x, of_operator, scale, *ctx.form)[1]
+        return None, to_g, None, None, None, None
 
 # %% ../nbs/theory/01_sweep.ipynb #sweep_energy
 def sweep_energy(
@@ -202,11 +186,7 @@ def sweep_energy(
     edges: `graph.edges` of the graph of these pixels. scale: (H, W), what intensities are multiplied with, such as
     `graph.inverse_degree(g.dtype, g.device)`, or None for 1. offset: added to x first, and what is then
     negative counts as 0: with 1, images x in [-1, 1] count as twice their intensity, x + 1 = 2 X.
-    Differentiable in x and g to any order, in reverse mode. Half precision is summed in float32 and gives float32.
-    Raises ValueError for other shapes and for integers.
+    Differentiable in g to any order, in reverse mode; images are detached. Half precision is summed in float32.
     """
-    if x.shape != g.shape or g.dim() != 4 or not (x.is_floating_point() and g.is_floating_point()):
-        got = " and ".join(f"{image.dtype} {tuple(image.shape)}" for image in (x, g))
-        raise ValueError(f"x and g must be of floating-point type and of one shape (B, C, H, W), got {got}")
     dtype = torch.promote_types(x.dtype, g.dtype)
-    return _Sweep.apply(x.to(dtype), g.to(dtype), scale, edges, float(l2), float(offset))[0]
+    return _Sweep.apply(x.detach().to(dtype), g.to(dtype), scale, edges, float(l2), float(offset))[0]

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .perturbation import _check_images
 from .probe import Critic
 
 # %% ../../nbs/evidence/08_attack.ipynb #plans
@@ -40,7 +41,7 @@ class _Window:
         return spent.flatten(1).sum(1) / X.flatten(1).sum(1).clamp_min(1e-12)
 
 
-def cheapest_plan(window: _Window, X: Tensor, g: Tensor, budget: float, bisections: int = 25) -> Tensor:
+def cheapest_plan(window: _Window, X: Tensor, g: Tensor, budget: float) -> Tensor:
     """The plan of mean squared move at most budget^2 that lowers the sum of g times the moved image most.
 
     X: masses, g: what a unit of mass adds at each pixel, both (B, C, H, W). Returns the plan (B, C, K, H W).
@@ -61,11 +62,9 @@ def cheapest_plan(window: _Window, X: Tensor, g: Tensor, budget: float, bisectio
     def plan(where: Tensor) -> Tensor:
         return torch.zeros_like(gain).scatter_(2, best.gather(2, where), 1.0)
 
-    low, high = (
-        X.new_zeros(len(X)),
-        2 * g.flatten(1).abs().amax(1) + 1e-12,
-    )  # at `high` a move of one pixel pays nothing
-    for _ in range(bisections):
+    # at the price `high` a move of one pixel pays nothing
+    low, high = X.new_zeros(len(X)), 2 * g.flatten(1).abs().amax(1) + 1e-12
+    for _ in range(25):
         middle = (low + high) / 2
         affordable = at(middle)[1] <= budget**2
         low, high = torch.where(affordable, low, middle), torch.where(affordable, middle, high)
@@ -96,20 +95,10 @@ def _slope(critic: Critic, X: Tensor, price: Tensor | float = 0.0) -> tuple[Tens
     return scores.detach(), g
 
 
-def _check(images: Tensor, steps: int, **positive: float) -> Tensor:
-    for name, value in positive.items():
-        if not 0 < value < float("inf"):
-            raise ValueError(f"{name} must be positive and finite, got {value}")
-    if images.dim() != 4 or not images.is_floating_point() or not (images.abs() <= 1 + 1e-4).all():
-        raise ValueError(f"images must be float (B, C, H, W) in [-1, 1], got {tuple(images.shape)} {images.dtype}")
-    if steps < 1:
-        raise ValueError(f"an attack needs at least 1 step, got {steps}")
-    return (images.detach() + 1) / 2
-
-
-def _begin(images: Tensor, steps: int, budget: float, reach: int) -> tuple[Tensor, _Window, Tensor]:
+def _begin(images: Tensor, reach: int) -> tuple[Tensor, _Window, Tensor]:
     """Intensities, the moves, and the plan by which everything stays."""
-    X = _check(images, steps, budget=budget, reach=reach)
+    _check_images(images)
+    X = (images.detach() + 1) / 2
     window = _Window(X, reach)
     plan = X.new_zeros(window.inside.shape)
     plan[:, :, len(window.squares) // 2] = 1
@@ -120,9 +109,9 @@ def worst_transport(critic: Critic, images: Tensor, budget: float, steps: int = 
     """Lower a critic's scores most by moving the mass of images (B, C, H, W) in [-1, 1] within each channel.
 
     critic: scores each image by itself. budget: in pixels, root mean square over the mass of an image. reach: no mass
-    moves farther than this along an axis. Raises ValueError for other images, budgets and steps.
+    moves farther than this along an axis. Raises ValueError for other images.
     """
-    X, window, plan = _begin(images, steps, budget, reach)
+    X, window, plan = _begin(images, reach)
     before, slope = _slope(critic, X)
     price, best = 10 * slope.flatten(1).abs().amax(1), (plan, before)
     for step in range(steps):
@@ -150,9 +139,9 @@ def _of_plan(critic: Critic, window: _Window, X: Tensor, plan: Tensor) -> Attack
 def random_transport(critic: Critic, images: Tensor, budget: float, tries: int = 60, reach: int = 3) -> Attack:
     """Random search instead of gradients: plans for smooth random directions, mixed in where that lowers the score.
 
-    Seeded. Arguments and errors as of `worst_transport`.
+    Seeded. Arguments as of `worst_transport`.
     """
-    X, window, stays = _begin(images, tries, budget, reach)
+    X, window, stays = _begin(images, reach)
     random, (before, g) = torch.Generator().manual_seed(0), _slope(critic, X)
     price, best = 10 * g.flatten(1).abs().amax(1), (stays, before)
     for _ in range(tries):
@@ -164,7 +153,7 @@ def random_transport(critic: Critic, images: Tensor, budget: float, tries: int =
 
 def worst_in_ball(critic: Critic, images: Tensor, radius: Tensor, steps: int = 60) -> Attack:
     """Lower a critic's scores most within Euclidean balls of radii (B,), in intensities, around images in [-1, 1]."""
-    X, radius = _check(images, steps), radius.to(images)[:, None, None, None]
+    X, radius = (images.detach() + 1) / 2, radius.to(images)[:, None, None, None]
     before, g = _slope(critic, X)
     changed, best = X, (X, before)
     length = lambda v: v.flatten(1).norm(dim=1)[:, None, None, None].clamp_min(1e-12)

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import chain, repeat
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,19 +41,12 @@ def plain_batches(images: Tensor, batch_size: int, workers: int, pin_memory: boo
     from torchvision import transforms
 
     steps = [transforms.ToPILImage(), transforms.ToTensor(), transforms.Normalize((0.5,), (0.5,))]
-    loader: DataLoader[Tensor] = DataLoader(
-        images,  # type: ignore[arg-type]  # has a length and items
-        batch_size,
-        shuffle=True,
-        drop_last=True,
-        collate_fn=partial(_transformed, transforms.Compose(steps)),
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        multiprocessing_context="spawn" if workers else None,
-        pin_memory=pin_memory,
-    )
-    while True:
-        yield from loader
+    how: dict[str, Any] = dict(batch_size=batch_size, shuffle=True, drop_last=True, pin_memory=pin_memory)
+    if workers:
+        how |= dict(num_workers=workers, persistent_workers=True, multiprocessing_context="spawn")
+    transformed = partial(_transformed, transforms.Compose(steps))
+    loader: DataLoader[Tensor] = DataLoader(**how, dataset=images, collate_fn=transformed)  # type: ignore[arg-type]
+    return chain.from_iterable(repeat(loader))
 
 
 def plain_critic_losses(

@@ -8,7 +8,6 @@ import time
 from collections import ChainMap
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from statistics import quantiles
@@ -20,6 +19,7 @@ from torch import Tensor
 from ..distributed import pick_device
 from ..files import project_root, read_json, unknown_name, write_json
 from ..penalty import Wasserstein
+from ..progress import Progress
 from ..runs import provenance
 from ..settings import TrainConfig
 from ..step import TrainState, critic_step, update
@@ -54,26 +54,20 @@ SCALES: dict[str, dict[str, Any]] = {
     "cpu": _FULL | dict(rounds=12, calls=1, updates=2, steps=_STEPS[0], pixels=(2**16, 2**20)),
     "gpu": _FULL | dict(rounds=30, calls=10, updates=20, steps=_STEPS[1], pixels=(2**20, 2**24)),
 }
-DEVICES = ("CPU", "GPU")
 
 
 def interleaved(
-    calls: Mapping[Any, Callable[[], Any]], rounds: int, device: torch.device, n: int = 1, shown: str = ""
+    calls: Mapping[Any, Callable[[], Any]], rounds: int, device: torch.device, n: int = 1, shown: str = "rounds"
 ) -> dict[Any, list[float]]:
     """Seconds of each call, by name, in each round: all run once in every round, in a new random order.
 
     n: calls in a row of which the mean is taken, several where a GPU's queue must stay full. shown: what the progress
-    bar is called; empty: none. Two rounds before the first do not count.
+    bar is called. Two rounds before the first do not count.
     """
     wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
     order, shuffler = list(calls), random.Random(0)
     seconds: dict[Any, list[float]] = {name: [] for name in calls}
-    turns: Iterable[int] = range(-2, rounds)
-    if shown and find_spec("tqdm"):  # a machine that is only lent may have torch alone
-        from ..progress import Progress
-
-        turns = Progress(turns, desc=shown, unit="round")
-    for k in turns:
+    for k in Progress(range(-2, rounds), desc=shown, unit="round"):
         shuffler.shuffle(order)
         for name in order:
             wait()
@@ -215,8 +209,8 @@ def _rows(record: Mapping[str, Any]) -> Iterator[tuple[str, list[float] | None, 
     for step in steps[:1]:
         without = [1 / step["to_euclidean"]["no penalty"][k] for k in (0, 2, 1)]
         yield f"critic step, Euclidean / no penalty: {shape(step)}", without, 2
-        speed = f"critic step, speed of its arithmetic / matrix product's: {shape(step)}"
-        yield speed, step.get("of_matrix_product_speed"), 2
+        speed = step.get("of_matrix_product_speed")
+        yield f"critic step, speed of its arithmetic / matrix product's: {shape(step)}", speed, 2
     for last in record.get("penalties", [])[-1:]:
         images = f"{last['batch']} images of {last['size']}²"
         yield f"norm alone / copy of its inputs: {images}", last["to_copy"], 1
@@ -261,7 +255,7 @@ def read_costs(folder: Path | None = None) -> dict[str, dict[str, Any] | None]:
     of the main record.
     """
     folder = folder or project_root() / "data" / "results"
-    records = {device: sorted(folder.glob(f"cost_{device.lower()}*.json")) for device in DEVICES}
+    records = {device: sorted(folder.glob(f"cost_{device.lower()}*.json")) for device in ("CPU", "GPU")}
     return {device: dict(ChainMap(*map(read_json, paths))) or None for device, paths in records.items()}
 
 

@@ -30,26 +30,19 @@ from ..training import repeatable_convolutions
 from .cost import measure
 from .length import SETTINGS
 
-FULL: dict[str, Any] = dict(
-    dataset="cifar10", size=32, width=64, batch_size=64, critic_steps=5, steps=20_000, ema=0.999
-)
-LENGTH = {name: SETTINGS[name] for name in ("euclidean", "released", "length8")}
+FULL: dict[str, Any] = dict(dataset="cifar10", size=32, width=64, critic_steps=5, steps=20_000, ema=0.999)
 LOG_INTERVAL = 1000
 
 
 def plan(smoke: bool = False) -> dict[str, TrainConfig]:
-    """Trainings by name, in order of worth: the DCGAN pair with three seeds, then the ResNet pair."""
-    common = FULL | (dict(width=4, steps=4, batch_size=8) if smoke else {})
-    dcgan = {
-        f"dcgan-{name}-seed{seed}": make_config(**common, **given, seed=seed)
-        for seed in range(1 if smoke else 3)
-        for name, given in LENGTH.items()
+    """Trainings by name, in order of worth: DCGANs of three settings with three seeds, then a pair of ResNets."""
+    common = FULL | (dict(width=4, steps=4, batch_size=8) if smoke else dict(batch_size=64))
+    todo = [("dcgan", name, seed) for seed in range(1 if smoke else 3) for name in ("euclidean", "released", "length8")]
+    todo += [("resnet", name, 0) for name in ("euclidean", "released")]
+    return {
+        f"{kind}-{name}-seed{seed}": make_config(**common, **SETTINGS[name], architecture=kind, seed=seed)
+        for kind, name, seed in todo
     }
-    resnet = {
-        f"resnet-{name}-seed0": make_config(**common, **LENGTH[name], architecture="resnet")
-        for name in ("euclidean", "released")
-    }
-    return dcgan | resnet
 
 
 def check_kernels(device: torch.device) -> dict[str, float]:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from ..files import read_json
 from ..runs import read_evaluations
-from ..settings import TrainConfig
 from ..training import is_due
 from .statistics import paired_difference
 from .study import Study, check_same_settings
@@ -37,19 +36,13 @@ def read_records(study: Study, results: str | Path) -> dict[str, list[Record]]:
             lines, origin = read_evaluations(folder), read_json(folder / "provenance.json")
             record = Record(config.seed, lines, origin, folder / "samples.png")
             found[name.removesuffix(f"-seed{config.seed}")].append(record)
-            _check_complete(folder, lines, config)
+            steps = [line["step"] for line in lines]
+            due = [step for step in range(1, config.steps + 1) if is_due(config, "eval", step)]
+            if steps != due or not due:
+                expected = f"{folder} must have evaluations after updates {due or '(set eval_interval)'}"
+                raise ValueError(f"{expected}, got {steps}: remove it to have it trained again")
     _check_comparable([record for records in found.values() for record in records])
     return found
-
-
-def _check_complete(folder: Path, evaluations: list[dict[str, Any]], config: TrainConfig) -> None:
-    steps = [line["step"] for line in evaluations]
-    expected = [step for step in range(1, config.steps + 1) if is_due(config, "eval", step)]
-    if steps != expected or not expected:
-        raise ValueError(
-            f"{folder} must have evaluations after updates {expected or '(set eval_interval)'}, got {steps}: "
-            "remove it to have it trained again"
-        )
 
 
 def _check_comparable(records: list[Record]) -> None:
@@ -68,9 +61,7 @@ def _check_comparable(records: list[Record]) -> None:
             )
 
 
-_NAMES = dict(
-    fid="FID", kid="KID", frechet="Fréchet distance", kernel="kernel distance", inception_score="Inception Score"
-)
+_NAMES = dict(fid="FID", kid="KID", frechet="Fréchet distance", kernel="kernel distance")
 
 
 def last_scores(records: Iterable[Record], name: str) -> dict[int, float]:
@@ -101,7 +92,12 @@ def summary_table(records: Mapping[str, list[Record]], baseline: str) -> str:
     found = {name: group for name, group in records.items() if group}
     last = next(iter(found.values()))[0].evaluations[-1]
     names = [name for name in last["scores"] if not name.endswith("_std")]
-    header = ["setting", "seeds", *(_NAMES.get(name, name) for name in names), f"{_NAMES[names[0]]} minus {baseline}'s"]
+    header = [
+        "setting",
+        "seeds",
+        *(_NAMES.get(name, name.replace("_", " ")) for name in names),
+        f"{_NAMES[names[0]]} minus {baseline}'s",
+    ]
     rows = [header, ["---"] * len(header)]
     theirs = last_scores(found.get(baseline, []), names[0])
     for setting, group in found.items():

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -37,12 +38,10 @@ class Study:
 
     def __post_init__(self) -> None:
         for name in self.settings:
-            if not name or not all(c.isalnum() or c in "-_." for c in name) or name.startswith("."):
+            if not re.fullmatch(r"[\w-][\w.-]*", name):
                 raise ValueError(f"names of settings may have letters, digits, '-', '_' and '.', got {name!r}")
-        if len(set(self.seeds)) < len(self.seeds) or not self.seeds or not self.settings:
-            raise ValueError(f"a study needs settings, and seeds that differ, got {list(self.seeds)}")
-        if not all(type(seed) is int for seed in self.seeds):
-            raise ValueError(f"seeds must be integers, got {list(self.seeds)}")
+        if not self.settings or len({*self.seeds}) < len(self.seeds) or {*map(type, self.seeds)} != {int}:
+            raise ValueError(f"a study needs settings, and seeds must be integers that differ, got {[*self.seeds]}")
         self.configs()
 
     def configs(self) -> dict[str, TrainConfig]:
@@ -59,11 +58,8 @@ class Study:
 
 def read_study(path: str | Path) -> Study:
     """A study from its JSON file. FileNotFoundError or ValueError say what is wrong with it."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no study at {path}: expected a JSON file with common, settings and seeds")
     try:
-        content = read_json(path)
+        content = read_json(Path(path))
         check_names(content, [f.name for f in fields(Study)])
         return Study(**content)
     except (ValueError, TypeError, AttributeError) as error:
@@ -84,29 +80,18 @@ class _Run(NamedTuple):
     run_dir: str
     threads: int
     with_run: bool
-    progress: bool = False
-
-
-def _train(run: _Run) -> None:
-    """Train a run, from where it was cut off if it was, and record it; a recorded one is left as it is."""
-    record, run_dir = Path(run.record), Path(run.run_dir)
-    if record.exists():
-        check_same_settings(record, run.config)
-        if not run.with_run or run.config.steps in checkpoints(run_dir):
-            return
-    begun = (run_dir / "config.json").exists()
-    if begun:
-        check_same_settings(run_dir, run.config)
-    train(replace(run.config, run_dir=run.run_dir, resume=begun), run.progress)
-    copy_record(run_dir, record)
+    progress: bool
 
 
 def _attempt(run: _Run) -> str | None:
-    """What went wrong with a run, or None."""
-    before = torch.get_num_threads()
+    """Train and record a run, from where it was cut off if it was, unless that is done; what went wrong, or None."""
+    before, folder = torch.get_num_threads(), Path(run.run_dir)
     torch.set_num_threads(run.threads)
     try:
-        _train(run)
+        if not Path(run.record).exists() or run.with_run and run.config.steps not in checkpoints(folder):
+            begun = (folder / "config.json").exists()
+            train(replace(run.config, run_dir=run.run_dir, resume=begun), run.progress)
+            copy_record(folder, Path(run.record))
         return None
     except Exception as error:
         return f"{Path(run.record).name} failed: {str(error) or type(error).__name__}"
@@ -138,13 +123,16 @@ def run_study(
     """
     from ..progress import Progress
 
+    check_names(where, MACHINE)
     if workers < 1 or threads is not None and threads < 1:
         raise ValueError(f"workers and threads must be at least 1, got {workers} and {threads}")
     results, threads = Path(results), threads or max(1, torch.get_num_threads() // workers)
     runs = Path(runs).expanduser() if runs else project_root() / "data" / "runs" / results.name
+    here: dict[str, Any] = {name: value for name, value in where.items() if value is not None}
+    bars = progress and workers == 1
     chosen = [
-        _Run(config, str(results / name), str(runs / name), threads, with_runs, progress and workers == 1)
-        for name, config in _chosen(study, only, where, [results, runs]).items()
+        _Run(replace(config, **here), str(results / name), str(runs / name), threads, with_runs, bars)
+        for name, config in _chosen(study, only, [results, runs]).items()
     ]
     with closing((_attempt(run) for run in chosen) if workers == 1 else _in_processes(chosen, workers)) as ended:
         failed = [error for error in Progress(ended, "runs", len(chosen), unit="run", disable=not progress) if error]
@@ -153,19 +141,15 @@ def run_study(
     return [Path(run.record) for run in chosen]
 
 
-def _chosen(
-    study: Study, only: Iterable[str] | None, where: Mapping[str, Any], places: Iterable[Path]
-) -> dict[str, TrainConfig]:
+def _chosen(study: Study, only: Iterable[str] | None, places: Iterable[Path]) -> dict[str, TrainConfig]:
     """The settings of the runs that are asked for, by name; refused if a place holds the run with others."""
-    check_names(where, MACHINE)
-    configs, given = study.configs(), {name: value for name, value in where.items() if value is not None}
-    chosen = [*configs] if only is None else [*only]
+    configs = study.configs()
+    chosen = {*(configs if only is None else only)}
     check_names(chosen, configs)
-    found = {name: replace(config, **given) for name, config in configs.items() if name in chosen}
-    for (name, config), place in product(found.items(), places):
+    for name, place in product(chosen, places):
         if (place / name / "config.json").exists():
-            check_same_settings(place / name, config)
-    return found
+            check_same_settings(place / name, configs[name])
+    return {name: config for name, config in configs.items() if name in chosen}
 
 
 _started: set["subprocess.Popen[str]"] = set()  # the processes of runs that this one waits for
@@ -190,26 +174,25 @@ def _in_processes(runs: Iterable[_Run], workers: int) -> Generator[str | None, N
 
 def _in_own_process(run: _Run, folder: str) -> str | None:
     """`_attempt` in a process that begins in `folder` and ends with this one."""
+    which = json.dumps([asdict(run.config), *run[1:]])
     process = subprocess.Popen(
-        [sys.executable, "-c", "from wwgan.evidence.study import _work; _work()"],
+        [sys.executable, "-c", "from wwgan.evidence.study import _work; _work()", which],
         cwd=folder,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,  # Ctrl-C reaches it once, through its standard input: a second request would kill it
     )
-    assert process.stdin and process.stdout
+    assert process.stdout
     _started.add(process)
-    process.stdin.write(json.dumps([asdict(run.config), *run[1:]]) + "\n")
-    process.stdin.flush()
     said, code = process.stdout.read().strip(), process.wait()
     _started.discard(process)
     return (said or f"{Path(run.record).name} failed: its process ended with exit code {code}") if code else None
 
 
 def _work() -> None:
-    """The process of one run: a line of standard input says which, and its end that nobody waits for it any more."""
-    config, *others = json.loads(sys.stdin.readline())
+    """The process of one run, which its argument says; the end of standard input, that nobody waits for it any more."""
+    config, *others = json.loads(sys.argv[1])
     threading.Thread(target=_stop_when_left, daemon=True).start()
     try:
         if error := _attempt(_Run(TrainConfig(**config), *others)):
