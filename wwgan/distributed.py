@@ -71,11 +71,19 @@ def first_process_first() -> Iterator[None]:
         dist.barrier()
 
 
-def over_processes(values: Tensor, how: str = "avg") -> Tensor:
-    """Mean ("avg") or largest ("max") over processes, of each entry."""
+def same_everywhere(value: object) -> bool:
+    """Whether all processes come here with an equal value of plain types."""
+    found = [value] * world_size()
     if world_size() > 1:
-        dist.all_reduce(values, dist.ReduceOp.MAX if how == "max" else dist.ReduceOp.SUM)
-        values = values / world_size() if how == "avg" else values
+        dist.all_gather_object(found, value)
+    return found.count(value) == len(found)
+
+
+def average(values: Tensor) -> Tensor:
+    """Mean over processes, of each entry."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+        values = values / world_size()
     return values
 
 
@@ -84,7 +92,6 @@ def average_gradients(network: nn.Module) -> None:
     """Means of the parameters' gradients over processes, in one reduction; gradients in images stay within theirs."""
     if world_size() > 1:
         gradients = [p.grad for p in network.parameters() if p.grad is not None]
-        joint = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(joint)
-        for gradient, part in zip(gradients, (joint / world_size()).split([g.numel() for g in gradients])):
+        joint = average(torch.cat([gradient.flatten() for gradient in gradients]))
+        for gradient, part in zip(gradients, joint.split([g.numel() for g in gradients])):
             gradient.copy_(part.view(gradient.shape))

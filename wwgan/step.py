@@ -113,7 +113,7 @@ class TrainState:
         self.fake_images, self.critic_losses, self.generator_loss = functions
 
     def parts(self) -> dict[str, Any]:
-        """What a checkpoint holds the state_dict of, by name; "averaged" is the EMA, if it is not the generator itself."""
+        """What a checkpoint holds the state_dict of, by name; "averaged": the EMA, unless it is the generator."""
         averaged = dict(averaged=self.ema) if self.config.ema else {}
         optimizers = dict(generator_optimizer=self.generator_optimizer, critic_optimizer=self.critic_optimizer)
         return dict(generator=self.generator, critic=self.critic) | averaged | optimizers
