@@ -368,6 +368,6 @@ def _read_reference(path: Path) -> Reference | None:
         return None
 
 
-def main_score(evaluation: Mapping[str, Any]) -> float:
-    """The Frechet distance in what an `Evaluator` returned, whatever it is called there."""
-    return evaluation["scores"][FEATURES[evaluation["protocol"]["features"]].frechet]
+def main_score(evaluation: Mapping[str, Any], of: str = "scores") -> float:
+    """The Frechet distance in what an `Evaluator` returned, whatever it is called there. of: "scores" or "floor"."""
+    return evaluation[of][FEATURES[evaluation["protocol"]["features"]].frechet]

@@ -57,11 +57,6 @@ def project_root() -> Path:
     return starts[0]
 
 
-def temporary_beside(target: Path) -> Path:
-    """A name beside `target` that no other process uses and nobody mistakes for the finished thing."""
-    return target.parent / f".{target.name}.{uuid.uuid4().hex}.part"
-
-
 def remove_stale(folder: Path) -> None:
     """Remove the temporaries in `folder` that nobody touched for a day: a crash left them."""
     for left in folder.glob(".*.part"):
@@ -85,7 +80,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], checksum: 
 
     checksum: write also, before there is a file of that name, what `check_checksum` compares it with.
     """
-    temporary = temporary_beside(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")  # nobody mistakes it for the finished file
     try:
         with open(temporary, "wb") as file:
             write(file)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,18 +23,8 @@ from .checkpoints import read_checkpoint as read_checkpoint
 from .checkpoints import save_checkpoint as save_checkpoint
 from .data import to_uint8
 from .distributed import pick_device
-from .evaluation import FEATURES, main_score
-from .files import (
-    check_names,
-    project_root,
-    read_json,
-    read_lines,
-    temporary_beside,
-    to_disk,
-    write_atomically,
-    write_json,
-    write_lines,
-)
+from .evaluation import main_score
+from .files import check_names, project_root, read_json, read_lines, to_disk, write_atomically, write_json, write_lines
 from .provenance import check_same_images as check_same_images
 from .provenance import provenance as provenance
 from .provenance import read_provenance as read_provenance
@@ -62,12 +53,6 @@ def differing(stored: TrainConfig, now: TrainConfig, may_differ: Collection[str]
     return "; ".join(f"{name} {one!r} -> {other!r}" for name, (one, other) in pairs.items() if one != other)
 
 
-def check_same_run(stored: TrainConfig, now: TrainConfig) -> None:
-    """Raises ValueError naming each setting that differs and may not change when a run is resumed."""
-    if found := differing(stored, now, MAY_CHANGE):
-        raise ValueError(f"a resumed run keeps its settings, these differ: {found}")
-
-
 def read_config(run_dir: str | Path) -> TrainConfig:
     """The settings in a run folder's config.json. Raises FileNotFoundError or ValueError where it holds none."""
     path = Path(run_dir) / "config.json"
@@ -87,12 +72,10 @@ def run_config(preset: str | None = None, **given: Any) -> TrainConfig:
     """
     check_names(given, ["preset", *SETTINGS])
     given = {name: value for name, value in given.items() if value is not None}
-    if not read_setting("resume", bool, given.get("resume", False)):
+    if not read_setting("resume", bool, given.get("resume", False)) or "run_dir" not in given:
         return make_config(preset, **given)
     if preset is not None:
         raise ValueError(f"a resumed run has its settings already: leave out preset, got {preset!r}")
-    if "run_dir" not in given:
-        raise ValueError("resume needs run_dir, the folder of the run to go on with")
     run_dir = Path(read_setting("run_dir", str, given["run_dir"])).expanduser()
     return TrainConfig(**asdict(read_config(run_dir)) | given)
 
@@ -107,19 +90,14 @@ def read_evaluations(run_dir: str | Path) -> list[dict[str, Any]]:
     path = Path(run_dir) / "evaluations.jsonl"
     lines = read_lines(path)
     for line in lines:
-        if not _has_scores(line):
-            raise ValueError(
-                f"{path} must have scores, floor and protocol in each line, with a Frechet distance; "
-                f"got step {line['step']} without"
-            )
+        with suppress(TypeError, LookupError):
+            if is_finite(main_score(line)) and is_finite(main_score(line, "floor")):
+                continue
+        raise ValueError(
+            f"{path} must have scores, floor and protocol in each line, with a Frechet distance; "
+            f"got step {line['step']} without"
+        )
     return lines
-
-
-def _has_scores(line: Mapping[str, Any]) -> bool:
-    if not all(isinstance(line.get(name), dict) for name in ("scores", "floor", "protocol")):
-        return False
-    space = FEATURES.get(str(line["protocol"].get("features")))
-    return space is not None and all(is_finite(line[name].get(space.frechet)) for name in ("scores", "floor"))
 
 
 def check_logs(run_dir: Path, checkpoint: Mapping[str, Any]) -> None:
@@ -197,12 +175,12 @@ def make_run_folder(config: TrainConfig) -> Path:
         Path(config.run_dir).mkdir(parents=True, exist_ok=True)
         return Path(config.run_dir)
     stem = f"{config.dataset.partition(':')[0]}-{config.penalty}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    for name in (stem, *(f"{stem}-{k}" for k in range(2, 1000))):
-        folder = project_root() / "data" / "runs" / name
+    for number in count(1):
+        folder = project_root() / "data" / "runs" / (stem if number == 1 else f"{stem}-{number}")
         with suppress(FileExistsError):
             folder.mkdir(parents=True)
-            return folder
-    raise FileExistsError(f"no free name like {folder}")
+            break
+    return folder
 
 
 def check_free(folder: Path, data_dir: str | Path | None = None, hint: str = "") -> None:
@@ -232,8 +210,8 @@ def only_process(folder: Path) -> Iterator[None]:
 
 def copy_record(run_dir: Path, record: Path) -> None:
     """Copy what is small of a finished run to `record`, whole or not at all; nothing in it is of this machine."""
-    temporary = temporary_beside(record)
-    temporary.mkdir(parents=True)
+    temporary = record.with_name(f".{record.name}.part")
+    temporary.mkdir(parents=True, exist_ok=True)
     for source in (run_dir / name for name in ("provenance.json", "metrics.jsonl", "evaluations.jsonl")):
         if source.exists():
             shutil.copyfile(source, temporary / source.name)
@@ -246,7 +224,8 @@ def copy_record(run_dir: Path, record: Path) -> None:
 
 def checkpoint_to_go_on_from(run_dir: Path, config: TrainConfig) -> dict[str, Any] | None:
     """The newest whole checkpoint, checked against the settings; None for a run cut off before it wrote the first."""
-    check_same_run(read_config(run_dir), config)
+    if found := differing(read_config(run_dir), config, MAY_CHANGE):
+        raise ValueError(f"a resumed run keeps its settings, these differ: {found}")
     if not checkpoints(run_dir):
         came_to = max((line["step"] for line in (*read_metrics(run_dir), *read_evaluations(run_dir))), default=0)
         if came_to or checkpoints(run_dir, "best"):
@@ -296,7 +275,8 @@ class RunFolder:
         self.evaluations = [line for line in read_evaluations(path) if line["step"] <= step]
         self.fresh = not checkpoints(path)
         if not self.fresh:
-            provenance = _resumed(path, provenance, step)
+            began = read_provenance(path)
+            provenance = began | dict(resumed=[*began.get("resumed", []), dict(step=step, **provenance)])
         self._best = min(map(main_score, self.evaluations), default=float("inf"))
         write_json(path / "config.json", asdict(config) | dict(resume=False))  # from here on the run can be resumed
         for name in ("samples", "checkpoints"):
@@ -376,15 +356,6 @@ class RunFolder:
         """Write the last events."""
         if self._events:
             self._events.close()
-
-
-def _resumed(path: Path, now: dict[str, Any], step: int) -> dict[str, Any]:
-    """The provenance of the run in `path`, with that of the part that begins now after `step`."""
-    began = read_provenance(path)
-    parts = began.get("resumed", [])
-    if not isinstance(parts, list):
-        raise ValueError(f"{path / 'provenance.json'} does not say how the run was resumed")
-    return began | dict(resumed=[*parts, dict(step=step, **now)])
 
 
 def _event_writer(path: Path, purge_from: int) -> "SummaryWriter | None":
