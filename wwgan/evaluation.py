@@ -11,7 +11,6 @@ __all__ = ['FEATURES', 'Gaussian', 'fit_gaussian', 'gaussian_distance', 'frechet
 import functools
 import hashlib
 import importlib.util
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .data import to_float
-from .files import content_hash, file_sha256, impatient, load_tensors, reach, save_tensors, unknown_name, writable
+from .files import content_hash, file_sha256, kept, load_tensors, reach, save_tensors, unknown_name
 
 # %% ../nbs/method/07_evaluation.ipynb #gaussian
 class Gaussian(NamedTuple):
@@ -145,8 +144,7 @@ def _inception_weights(weights: str | Path | None) -> Path:
     try:
         reach(url)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with impatient():
-            torch.hub.download_url_to_file(url, str(path), _INCEPTION_SHA256)
+        torch.hub.download_url_to_file(url, str(path), _INCEPTION_SHA256)
     except (OSError, RuntimeError) as error:
         raise FileNotFoundError(f"no Inception weights at {path}, and the download failed ({error}). {hint}") from None
     return path
@@ -339,33 +337,24 @@ class Evaluator:
 
     def _reference(self, images: Tensor, protocol: Mapping[str, Any], cache_dir: str | Path | None) -> Reference:
         """The statistics of the real images, kept from another time if they can be."""
-        from filelock import FileLock
 
+        def save(path: Path) -> None:
+            made = self._make_reference(images)
+            save_tensors(path, made._asdict() | dict(gaussian=tuple(made.gaussian)))
+
+        def load(path: Path) -> Reference:
+            found = load_tensors(path)
+            return Reference(**found | dict(gaussian=Gaussian(*found["gaussian"])))
+
+        if cache_dir is None:
+            return self._make_reference(images)
         digest = hashlib.sha256(repr((_REFERENCE_FORMAT, sorted(protocol.items()))).encode()).hexdigest()[:16]
-        path = Path(cache_dir or "", f"statistics-{protocol['features']}-{self.samples}-{digest}.pt")
-        if cache_dir is None or not writable(path.parent):
-            return (cache_dir and _read_reference(path)) or self._make_reference(images)
-        with FileLock(f"{path}.lock"):  # a second process waits, and finds the statistics made
-            reference = _read_reference(path)
-            if reference is None:
-                reference = self._make_reference(images)
-                save_tensors(path, reference._asdict() | dict(gaussian=tuple(reference.gaussian)))
-            return reference
+        return kept(Path(cache_dir, f"statistics-{protocol['features']}-{self.samples}-{digest}.pt"), load, save)
 
 
 def _order(n: int) -> Tensor:
     """The numbers of n images in an order that is always the same."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(0))
-
-
-def _read_reference(path: Path) -> Reference | None:
-    """Kept statistics; None if the file is missing, or cannot be used, which is said on standard error."""
-    try:
-        found = load_tensors(path) if path.is_file() else None
-        return found and Reference(**found | dict(gaussian=Gaussian(*found["gaussian"])))
-    except Exception as error:  # whatever a foreign file makes the reader stumble over
-        print(f"{error}; the statistics of real images are computed anew", file=sys.stderr)
-        return None
 
 
 def main_score(evaluation: Mapping[str, Any], of: str = "scores") -> float:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .files import impatient, reach, remove_stale, unknown_name
+from .files import reach, unknown_name
 
 
 class Dataset(NamedTuple):
@@ -245,8 +245,7 @@ def _downloaded(name: str, data_dir: Path, split: str) -> Source:
     home = next(folder for folder in target.parents if folder.exists())  # nothing else is made before there are images
     try:
         reach(about.server)
-        remove_stale(home)
-        with tempfile.TemporaryDirectory(".part", f".{name}.", home) as temporary, impatient():
+        with tempfile.TemporaryDirectory(".part", f".{name}.", home) as temporary:
             _torchvision(name, Path(temporary), split, download=True)
             made = Path(temporary, "celeba" if name == "celeba" else "")
             target.mkdir(parents=True, exist_ok=True)
