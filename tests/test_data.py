@@ -469,11 +469,9 @@ def test_celeba_partition_and_crop(tmp_path):
         load_images("celeba", tmp_path)
 
 
-@pytest.mark.parametrize("below", ["celeba", ".", "celeba/img_align_celeba", "img_align_celeba"])
+@pytest.mark.parametrize("below", ["celeba/img_align_celeba", "img_align_celeba"])
 def test_celeba_without_its_list(tmp_path, below):
     celeba(tmp_path / below)
-    if "img" not in below:
-        celeba(tmp_path / below / "elsewhere")  # flat means flat
     assert load_images("celeba", tmp_path).shape == (5, 3, 64, 64)
     with pytest.raises(FileNotFoundError, match="list_eval_partition.txt"):
         load_images("celeba", tmp_path, split="test")

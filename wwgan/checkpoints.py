@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .files import check_checksum, checksum_file, first_line, save_tensors
+from .files import check_checksum, first_line, save_tensors
 from .settings import SETTINGS, TrainConfig
 from .step import TrainState
 
@@ -142,17 +142,13 @@ def checkpoints(run_dir: str | Path, kind: str = "step") -> dict[int, Path]:
     return numbered_files(Path(run_dir) / "checkpoints", kind, ".pt")
 
 
-def remove_checkpoint(path: Path) -> None:
-    """Remove it with its checksum."""
-    path.unlink(missing_ok=True)
-    checksum_file(path).unlink(missing_ok=True)
-
-
 def tidy(run_dir: Path, step: int, keep: int) -> None:
-    """Of checkpoints up to `step`, keep the last few and the best; remove checksums whose checkpoint is gone."""
-    for kind, most in dict(step=keep, best=1).items():
-        for old in [path for k, path in checkpoints(run_dir, kind).items() if k <= step][:-most]:
-            remove_checkpoint(old)
+    """Of checkpoints up to `step`, keep the last few and the best; no later best, no checksum without checkpoint."""
+    best = checkpoints(run_dir, "best")
+    gone = [path for k, path in checkpoints(run_dir).items() if k <= step][:-keep]
+    gone += [path for k, path in best.items() if k <= step][:-1] + [path for k, path in best.items() if k > step]
+    for path in gone:
+        path.unlink()
     for checksum in run_dir.glob("checkpoints/*.pt.sha256"):
         if not checksum.with_suffix("").exists():
             checksum.unlink()

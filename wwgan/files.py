@@ -118,7 +118,7 @@ def check_checksum(path: Path) -> None:
 def kept(path: Path, read: Callable[[Path], T], make: Callable[[Path], object]) -> T:
     """read(path) of a file that make(path) writes with its checksum: once, and anew if it was damaged, with a word.
 
-    Of several processes one makes it, and the others wait. OSError where there is none and the folder cannot be written.
+    Of several processes one makes it, the others wait. OSError where there is none and the folder cannot be written.
     """
     from filelock import FileLock
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .checkpoints import check_log, config_of, log_entries, remove_checkpoint, tidy
+from .checkpoints import check_log, config_of, log_entries, tidy
 from .checkpoints import checkpoints as checkpoints  # all of a run folder is found here
 from .checkpoints import load_checkpoint as load_checkpoint
 from .checkpoints import numbered_files as numbered_files
@@ -295,9 +295,6 @@ class RunFolder:
         for later, picture in numbered_files(self.path / "samples", "step", ".png").items():
             if later > step:
                 picture.unlink()
-        for later, best in checkpoints(self.path, "best").items():
-            if later > step:
-                remove_checkpoint(best)
         tidy(self.path, step, self.keep_checkpoints)
         for name, lines in dict(metrics=self.history, evaluations=self.evaluations).items():
             if lines or name == "metrics" or (self.path / f"{name}.jsonl").exists():
