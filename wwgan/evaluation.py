@@ -138,15 +138,15 @@ def _inception_weights(weights: str | Path | None) -> Path:
     path = Path(weights or Path(torch.hub.get_dir(), "checkpoints", Path(url).name)).expanduser()
     if path.is_file():
         return path
-    hint = f"Put {url} there, name the file you have, or use efficientnet features, which are included."
-    if weights:
-        raise FileNotFoundError(f"no Inception weights at {path}. {hint}")
     try:
+        if weights:
+            raise OSError("there is no such file")
         reach(url)
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path), _INCEPTION_SHA256)
     except (OSError, RuntimeError) as error:
-        raise FileNotFoundError(f"no Inception weights at {path}, and the download failed ({error}). {hint}") from None
+        hint = f"Put {url} there, name the file you have, or use efficientnet features, which are included."
+        raise FileNotFoundError(f"no Inception weights at {path}: {error}. {hint}") from None
     return path
 
 
@@ -289,8 +289,7 @@ class Evaluator:
         if real is not None and real < available:
             images = images[_order(available)[:real].sort().values.to(images.device)]
         if len(images) < 8 or samples < 4:
-            got = f"got {len(images)} and {samples}"
-            raise ValueError(f"an evaluation needs at least 8 real images and 4 samples, {got}")
+            raise ValueError(f"expected at least 8 real images and 4 samples, got {len(images)} and {samples}")
         path, self.samples = check_features(features, weights), samples
         protocol = dict(
             features=features,
