@@ -53,6 +53,12 @@ def differing(stored: TrainConfig, now: TrainConfig, may_differ: Collection[str]
     return "; ".join(f"{name} {one!r} -> {other!r}" for name, (one, other) in pairs.items() if one != other)
 
 
+def check_same_run(stored: TrainConfig, now: TrainConfig) -> None:
+    """Raises ValueError naming each setting that differs and may not change when a run is resumed."""
+    if found := differing(stored, now, MAY_CHANGE):
+        raise ValueError(f"a resumed run keeps its settings, these differ: {found}")
+
+
 def read_config(run_dir: str | Path) -> TrainConfig:
     """The settings in a run folder's config.json. Raises FileNotFoundError or ValueError where it holds none."""
     path = Path(run_dir) / "config.json"
@@ -224,8 +230,7 @@ def copy_record(run_dir: Path, record: Path) -> None:
 
 def checkpoint_to_go_on_from(run_dir: Path, config: TrainConfig) -> dict[str, Any] | None:
     """The newest whole checkpoint, checked against the settings; None for a run cut off before it wrote the first."""
-    if found := differing(read_config(run_dir), config, MAY_CHANGE):
-        raise ValueError(f"a resumed run keeps its settings, these differ: {found}")
+    check_same_run(read_config(run_dir), config)
     if not checkpoints(run_dir):
         came_to = max((line["step"] for line in (*read_metrics(run_dir), *read_evaluations(run_dir))), default=0)
         if came_to or checkpoints(run_dir, "best"):
