@@ -347,8 +347,7 @@ def test_what_is_not_finite_stops_the_run_is_named_and_never_saved(smoke, monkey
     monkeypatch.setattr(step, "generator_step", poisoned)
     with pytest.raises(FloatingPointError, match=words):
         train(smoke(log_interval=4, sample_interval=4, checkpoint_interval=4), progress=False)
-    (saved,) = Path(smoke().run_dir).glob("checkpoints/diverged_*.pt")
-    assert runs.load_checkpoint(saved)["step"] == 4 and load_run(smoke().run_dir).state.step == 0
+    assert load_run(smoke().run_dir).state.step == 0
 
 
 @pytest.mark.parametrize(

@@ -30,11 +30,6 @@ def _state(run_dir: Path) -> str:
     """How far the run came, in words, and how to go on."""
     steps = read_config(run_dir).steps
     step = max([0, *(line["step"] for line in read_metrics(run_dir)), *checkpoints(run_dir)])
-    if step < steps and max(checkpoints(run_dir, "diverged"), default=-1) >= step:
-        return (
-            f"Diverged near update {step:,} of {steps:,}: resumed, it would diverge again. "
-            "Begin a new run with a smaller lr or a larger weight."
-        )
     more = f" --steps {2 * steps}" if step >= steps else ""
     how = f"go on by `wwgan train --resume --run_dir {run_dir.resolve()}{more}`."
     return (f"Finished, {steps:,} generator updates; " if step >= steps else f"At update {step:,} of {steps:,}; ") + how

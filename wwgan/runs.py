@@ -340,7 +340,7 @@ class RunFolder:
         self._save("step", state)
         tidy(self.path, state.step, self.keep_checkpoints)  # the best one before goes when there is this to go on from
 
-    def _save(self, kind: str, state: TrainState, **more: Any) -> Path:
+    def _save(self, kind: str, state: TrainState, **more: Any) -> None:
         """Write the state, after the lines that it counts on."""
         for path in (*(self.path / name for name in self.logs), self.path):
             if path.exists():
@@ -348,11 +348,6 @@ class RunFolder:
         logs = {name: log_entries(lines) for name, lines in self.logs.items()}
         path = self.path / "checkpoints" / f"{kind}_{state.step:07d}.pt"
         save_checkpoint(path, {**state.state_dict(), "logs": logs, **more})
-        return path
-
-    def diverged(self, state: TrainState) -> Path:
-        """Save a state that holds what is not finite, to look at; it is not among the checkpoints to go on from."""
-        return self._save("diverged", state)
 
     def close(self) -> None:
         """Write the last events."""

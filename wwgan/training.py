@@ -59,17 +59,15 @@ def preflight(config: TrainConfig) -> torch.device:
     return device
 
 
-def _check_finite(state: TrainState, losses: Mapping[str, Tensor], folder: RunFolder | None) -> None:
+def _check_finite(state: TrainState, losses: Mapping[str, Tensor]) -> None:
     bad = [name for name, value in losses.items() if not value.isfinite()]
     for name in ("generator", "critic"):
         if not all(value.isfinite().all() for value in getattr(state, name).state_dict().values()):
             bad.append(f"{name} weights")
     if bad:
-        saved = folder.diverged(state) if folder else "the run's folder"
         raise FloatingPointError(
             f"training diverged: not finite after generator update {state.step}: {', '.join(bad)}. "
-            f"The state is saved in {saved}, earlier checkpoints beside it. A new run with a smaller "
-            "lr or a larger weight usually helps."
+            "Earlier checkpoints are in the run's folder. A new run with a smaller lr or a larger weight usually helps."
         )
 
 
@@ -138,7 +136,7 @@ def _train_loop(
         if due or stopping:
             means = average(torch.stack(list(losses.values())))
             state.losses = losses = dict(zip(losses, means.unbind()))
-            _check_finite(state, losses, folder)
+            _check_finite(state, losses)
         if folder:
             _write_down(state, images, folder, evaluator, clock, due | ({"checkpoint"} if stopping else set()))
         if "log" in due:
