@@ -389,6 +389,7 @@ MOMENTS = ("critic_optimizer", "state", 0, "exp_avg")
 CRAFTED = [
     (*MOMENTS, lambda old: old.flatten()[:1], "critic_optimizer state 0 exp_avg must be torch.float32"),
     (*MOMENTS, lambda old: old.flatten()[:-1].clone(), "critic_optimizer state 0 exp_avg must be torch.float32"),
+    (*MOMENTS, lambda old: old.mT.clone(memory_format=torch.contiguous_format).mT, "strides (16, 1, 4, 1)"),
     ("generator_optimizer", {}, "param_groups"),
     ("generator_optimizer", "state", {}, "generator_optimizer state must have 0, 1"),
     ("generator_optimizer", "param_groups", 0, "lr", 0.5, "generator's optimiser has lr 0.5, the settings say 0.0001"),

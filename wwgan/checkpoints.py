@@ -103,10 +103,10 @@ def _state_like(config: TrainConfig, content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_like(found: Any, expected: Any, where: str) -> None:
-    """ValueError unless both are built of the same names, down to tensors of the same type, shape and layout."""
+    """ValueError unless both are built of the same names, down to tensors that are alike, also in memory."""
     if isinstance(expected, Tensor):
         about, wanted = (
-            f"{x.dtype} {tuple(x.shape)} {x.layout} {x.device}" if isinstance(x, Tensor) else type(x).__name__
+            f"{x.dtype} {tuple(x.shape)} strides {x.stride()} {x.device}" if isinstance(x, Tensor) else type(x).__name__
             for x in (found, expected)
         )
         if about != wanted:

@@ -40,11 +40,8 @@ CONTENTS |= dict(metrics="metrics.jsonl", evaluations="evaluations.jsonl")
 CONTENTS |= dict(samples="samples/*.png", checkpoints="checkpoints/*.pt", tensorboard="events.*")
 MACHINE = ("data_dir", "device", "eval_weights")  # where a run takes place, no part of what it is
 LOCAL = (*MACHINE, "run_dir", "resume")
-MAY_CHANGE = (  # when a run is resumed
-    *LOCAL,
-    *("channels_last", "compile", "steps"),
-    *("log_interval", "sample_interval", "checkpoint_interval", "eval_interval"),
-)
+_INTERVALS = ("log_interval", "sample_interval", "checkpoint_interval", "eval_interval")
+MAY_CHANGE = (*LOCAL, *_INTERVALS, "compile", "steps")  # when a run is resumed
 
 
 def differing(stored: TrainConfig, now: TrainConfig, may_differ: Collection[str] = LOCAL) -> str:

@@ -69,18 +69,6 @@ def stream_seed(seed: int, purpose: str, step: int = 0) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}/{step}".encode()).digest()[:7], "big")
 
 
-def _load_moments(optimizer: torch.optim.Optimizer, stored: Mapping[str, Any]) -> None:
-    """Take over the moments alone: the learning rates are those of the settings.
-
-    Moments keep the memory layout of the checkpoint, but the fused Adam walks through memory and needs ours.
-    """
-    optimizer.load_state_dict(optimizer.state_dict() | dict(state=stored["state"]))
-    for parameter, moments in optimizer.state.items():
-        for name, value in moments.items():
-            if value.shape == parameter.shape and value.stride() != parameter.stride():
-                moments[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
-
-
 def memory_format(config: "TrainConfig") -> torch.memory_format:
     """How images and weights of a run lie in memory."""
     return torch.channels_last if config.channels_last else torch.contiguous_format
@@ -142,7 +130,8 @@ class TrainState:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a checkpoint. On another kind of device the random stream starts anew from seed and step."""
         for name, part in self.parts().items():
-            _load_moments(part, state[name]) if "optimizer" in name else part.load_state_dict(state[name])
+            mine = dict(param_groups=part.state_dict()["param_groups"]) if "optimizer" in name else {}
+            part.load_state_dict(state[name] | mine)  # the learning rates are those of the settings
         self.step, self.seconds = state["step"], state["seconds"]
         self.critic_updates = state["critic_updates"]
         self.losses = {name: torch.tensor(value, device=self.device) for name, value in state["losses"].items()}
