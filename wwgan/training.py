@@ -71,20 +71,6 @@ def _check_finite(state: TrainState, losses: Mapping[str, Tensor]) -> None:
         )
 
 
-class Stopwatch:
-    """Counts the time of training; that of earlier parts of a resumed run counts."""
-
-    def __init__(self, state: TrainState):
-        self.state, self.then = state, time.perf_counter()
-
-    def count(self, training: bool = True) -> float:
-        """What passed since the last call was time of training, or of something else. Seconds trained so far."""
-        now = time.perf_counter()
-        self.state.seconds += (now - self.then) * training
-        self.then = now
-        return round(self.state.seconds, 3)
-
-
 def is_due(config: TrainConfig, name: str, step: int) -> bool:
     """Whether "log", "sample", "eval" or "checkpoint" comes after this update: every interval, and after the last."""
     interval = getattr(config, f"{name}_interval")
@@ -92,20 +78,19 @@ def is_due(config: TrainConfig, name: str, step: int) -> bool:
 
 
 def _write_down(
-    state: TrainState, images: Tensor, folder: RunFolder, evaluator: Evaluator | None, clock: Stopwatch, due: set[str]
+    state: TrainState, images: Tensor, folder: RunFolder, evaluator: Evaluator | None, due: set[str]
 ) -> None:
     """What is due after this update: numbers, samples, evaluation, checkpoint."""
+    about: dict[str, Any] = dict(step=state.step, seconds=round(state.seconds, 3))
     if "log" in due:
         numbers = {name: value.item() for name, value in state.losses.items()}
         norms = gradient_norms(state, images)
         means = {f"norm_{name}": norms[name].mean().item() for name in ("euclidean", "wasserstein")}
-        folder.metrics(dict(step=state.step) | numbers | means | dict(seconds=clock.count()))
+        folder.metrics(about | numbers | means)
     if "sample" in due:
         folder.samples(state.step, draw_samples(state))
     if "eval" in due and evaluator:
-        about = dict(step=state.step, seconds=clock.count())
         folder.evaluation(about | evaluator(draw_many(state, evaluator.samples)), state)
-        clock.count(training=False)
     if "checkpoint" in due:
         folder.checkpoint(state)
 
@@ -118,13 +103,14 @@ def _train_loop(
     stop: list[int],
     progress: bool,
 ) -> None:
-    config, ground, clock = state.config, state.config.ground(), Stopwatch(state)
+    config, ground = state.config, state.config.ground()
     if folder and folder.fresh:
         folder.samples(0, draw_samples(state))
         folder.checkpoint(state)  # whatever has come farther than this has a checkpoint
     todo, about = range(state.step + 1, config.steps + 1), f"{config.dataset}, {config.penalty}"
     updates = Progress(todo, about, config.steps, initial=state.step, unit="update", disable=not progress)
     for step in updates:
+        began = time.perf_counter()
         if config.length_end is not None:
             ground = config.ground(state.step)
         losses = update(state, images, ground)
@@ -136,9 +122,10 @@ def _train_loop(
         if due or stopping:
             means = average(torch.stack(list(losses.values())))
             state.losses = losses = dict(zip(losses, means.unbind()))
-            _check_finite(state, losses)
+            _check_finite(state, losses)  # waits for the device
+        state.seconds += time.perf_counter() - began
         if folder:
-            _write_down(state, images, folder, evaluator, clock, due | ({"checkpoint"} if stopping else set()))
+            _write_down(state, images, folder, evaluator, due | ({"checkpoint"} if stopping else set()))
         if "log" in due:
             updates.set_postfix(distance=f"{losses['distance'].item():.3f}", refresh=False)
         if stopping:
