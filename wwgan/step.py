@@ -274,12 +274,9 @@ def draw_many(state: TrainState, n: int, batch_size: int = 250) -> Tensor:
 
 # %% ../nbs/method/06_step.ipynb #gradient_norms
 def gradient_norms(
-    state: TrainState,
-    images: Tensor,
-    points: str = "interpolated",
-    n: int | None = None,
+    state: TrainState, images: Tensor, points: str = "interpolated", n: int | None = None,
     metrics: Mapping[str, GroundMetric] | None = None,
-) -> dict[str, Tensor]:
+) -> dict[str, Tensor]:  # fmt: skip
     """Norms (n,) of the critic's gradient at n points, in each metric and as "penalised" in this run.
 
     images: uint8 (N, C, H, W). metrics: by name; None: "euclidean" and "wasserstein" (released form).

@@ -96,13 +96,9 @@ def _write_down(
 
 
 def _train_loop(
-    state: TrainState,
-    images: Tensor,
-    folder: RunFolder | None,
-    evaluator: Evaluator | None,
-    stop: list[int],
-    progress: bool,
-) -> None:
+    state: TrainState, images: Tensor, folder: RunFolder | None, evaluator: Evaluator | None,
+    stop: list[int], progress: bool,
+) -> None:  # fmt: skip
     config, ground = state.config, state.config.ground()
     if folder and folder.fresh:
         folder.samples(0, draw_samples(state))
