@@ -42,11 +42,10 @@ def rank() -> int:
 
 
 @contextmanager
-def joined_processes(device: str = "auto", timeout: float = 4 * 3600.0) -> Iterator[None]:
+def joined_processes(device: str = "auto") -> Iterator[None]:
     """In here the processes that torchrun started, if it did, train together: by nccl on GPUs, by gloo on CPUs.
 
-    timeout: seconds after which a process that hears nothing of the others gives up: more than the first process needs
-    for preparing data or for an evaluation, meanwhile the others wait. gloo notices a lost process at once.
+    gloo notices a lost process at once, nccl after four hours: others wait while the first prepares data or evaluates.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
@@ -54,7 +53,7 @@ def joined_processes(device: str = "auto", timeout: float = 4 * 3600.0) -> Itera
     found = pick_device(device)
     if found.type == "cuda":
         torch.cuda.set_device(found)
-    dist.init_process_group("nccl" if found.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout))
+    dist.init_process_group("nccl" if found.type == "cuda" else "gloo", timeout=timedelta(hours=4))
     try:
         yield
     finally:

@@ -30,7 +30,6 @@ from .runs import (
     make_run_folder,
     only_process,
     provenance,
-    read_config,
     run_config,
 )
 from .runs import Run as Run
@@ -44,11 +43,8 @@ from .stopping import stop_requests as stop_requests
 
 def preflight(config: TrainConfig) -> torch.device:
     """What can be found wrong before data are touched: run folder, device, what evaluation needs. The device."""
-    if config.run_dir is not None:
-        if config.resume:
-            read_config(config.run_dir)
-        elif rank() == 0:
-            check_free(Path(config.run_dir), config.data_dir)
+    if config.run_dir is not None and not config.resume and rank() == 0:
+        check_free(Path(config.run_dir), config.data_dir)
     if config.batch_size % world_size():
         raise ValueError(f"batch_size must be a multiple of the {world_size()} processes, got {config.batch_size}")
     if config.compile and world_size() > 1:
