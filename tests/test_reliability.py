@@ -400,7 +400,6 @@ CRAFTED = [
     ("random", lambda old: old.float(), "ByteTensor"),
     ("random", lambda old: old[:-8].clone(), "state"),
     ("step", -5, "step must be 6, got -5"),
-    ("critic_updates", 3, "critic_updates must be 12, got 3"),
     ("channels", 2.0, ""),
     ("seconds", float("nan"), "seconds cannot be nan"),
     ("device", "mars", "device cannot be mars"),

@@ -56,7 +56,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
         config = config_of(content["config"], path)
         step = int(path.stem.rpartition("_")[2])
-        _check_numbers(content, step, step * config.critic_steps)
+        _check_numbers(content, step)
         expected = _state_like(config, content)
         _check_like({name: content.get(name) for name in expected}, expected, "state")
     except Exception as error:  # whatever a foreign file makes the readers stumble over
@@ -64,11 +64,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_numbers(content: dict[str, Any], step: int, critic_updates: int) -> None:
+def _check_numbers(content: dict[str, Any], step: int) -> None:
     """ValueError for what is no tensor and not as a run writes it; a random state that PyTorch refuses raises too."""
-    for name, due in dict(step=step, critic_updates=critic_updates).items():
-        if type(content[name]) is not int or content[name] != due:
-            raise ValueError(f"{name} must be {due}, got {content[name]!r}")
+    if type(content["step"]) is not int or content["step"] != step:
+        raise ValueError(f"step must be {step}, got {content['step']!r}")
     logs = [entry for name in LOGS for entry in content["logs"][name]] if "logs" in content else []
     sound = dict(
         seconds=0 <= content["seconds"] < float("inf"),

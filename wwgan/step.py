@@ -120,7 +120,6 @@ class TrainState:
             config=asdict(self.config),
             channels=self.channels,
             step=self.step,
-            critic_updates=self.critic_updates,
             seconds=self.seconds,
             losses={name: value.item() for name, value in self.losses.items()},
             random=self.random.get_state(),
@@ -133,7 +132,7 @@ class TrainState:
             mine = dict(param_groups=part.state_dict()["param_groups"]) if "optimizer" in name else {}
             part.load_state_dict(state[name] | mine)  # the learning rates are those of the settings
         self.step, self.seconds = state["step"], state["seconds"]
-        self.critic_updates = state["critic_updates"]
+        self.critic_updates = self.step * self.config.critic_steps
         self.losses = {name: torch.tensor(value, device=self.device) for name, value in state["losses"].items()}
         if state["device"] == self.device.type:
             self.random.set_state(state["random"])
