@@ -11,7 +11,7 @@ import torch
 
 from wwgan import runs
 
-DIFFERS = ("seconds", "images_per_second", "logs", *runs.LOCAL)  # from run to run, or from machine to machine
+DIFFERS = ("seconds", "logs", *runs.LOCAL)  # from run to run, or from machine to machine
 
 
 def bits(value):

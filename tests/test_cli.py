@@ -7,7 +7,7 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
@@ -127,11 +127,9 @@ def test_an_exported_generator_makes_the_same_images_by_what_its_card_prints(
     assert torch.equal(names["images"], generate(state.ema, z)) and state.step == (
         best_evaluation(finished.evaluations)["step"] if best else 6
     )
-    scores, settings, origin = (json.loads(text) for text in re.findall(r"```json\n(.*?)```", card, flags=re.S))
-    assert scores["step"] == state.step and scores in finished.evaluations
+    settings = json.loads(re.findall(r"```json\n(.*?)```", card, flags=re.S)[0])
     assert make_config(**settings) == make_config(**{name: asdict(finished.config)[name] for name in settings})
-    assert origin["dataset_sha256"] and str(finished.run_dir) not in card
-    assert "\n\nNot recorded for this state.\n" in cli.model_card(replace(finished, evaluations=[]))
+    assert str(finished.run_dir) not in card
     code, _, err = wwgan("export", finished.run_dir, folder)
     assert code == 2 and "is not empty: name a new folder" in err
 

@@ -7,7 +7,6 @@ import os
 import pickle
 import shutil
 import subprocess
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -211,8 +210,8 @@ def test_bad_arguments_and_empty_folders(tmp_path, monkeypatch, kwargs, message)
 
 def test_array_is_prepared_once_and_protected(tmp_path, monkeypatch, recwarn):
     """By the first of two; writing to the tensor reaches neither the file nor the next caller."""
-    made, prepared = [], data._prepared
-    monkeypatch.setattr(data, "_prepared", lambda *a: made.append(1) or prepared(*a))
+    made, prepare = [], data._prepare
+    monkeypatch.setattr(data, "_prepare", lambda *a: made.append(1) or prepare(*a))
     with ThreadPoolExecutor(2) as pool:
         one, two = pool.map(lambda _: load_images("digits", tmp_path), range(2))
     expected = one.clone()
@@ -245,7 +244,7 @@ SPOILT = {
 
 
 @pytest.mark.parametrize("kind", SPOILT)
-def test_spoilt_array_is_made_anew_with_a_word(folder, tmp_path, kind):
+def test_spoilt_array_is_made_anew_with_a_word(folder, tmp_path, capsys, kind):
     class_folders(folder[0], ("train", "test"))
     folder[1](split="test")
     (other,) = arrays(tmp_path / "data/cache")
@@ -255,8 +254,7 @@ def test_spoilt_array_is_made_anew_with_a_word(folder, tmp_path, kind):
     for ending in ("", ".sha256"):
         os.rename(f"{other}{ending}", f"{path}.other{ending}")
     SPOILT[kind](path)
-    with pytest.warns(UserWarning, match=f"{path.name} is damaged: .*prepared again"):
-        assert torch.equal(folder[1](), expected)
+    assert torch.equal(folder[1](), expected) and f"{path.name} is damaged: " in capsys.readouterr().err
     assert path.read_bytes() == before and torch.equal(folder[1](), expected)
 
 
@@ -293,9 +291,6 @@ def test_a_kill_leaves_a_temporary_which_the_next_one_removes(folder, tmp_path, 
     other = cache / ".other.npy.0.part"  # of another array: somebody may be at work
     other.touch()
     assert torch.equal(folder[1](), expected) and [*cache.glob(".*.part")] == [other]
-    os.utime(other, (time.time() - 2 * 24 * 3600,) * 2)
-    folder[1](8)
-    assert not other.exists()
 
 
 @pytest.mark.parametrize("when", ["before", "writing"])
@@ -316,22 +311,15 @@ def throw(error):
 
 
 def test_read_only_data_dir(tmp_path, monkeypatch):
-    """What is prepared there is used; what is not goes to the user's cache folder; without any, a clear error."""
-    ours, writable = tmp_path / "data", data.writable
-    load_images("digits", ours)
-    monkeypatch.setattr(data, "writable", lambda folder: ours not in folder.parents and writable(folder))
-    load_images("digits", ours)
-    assert not (tmp_path / "xdg").exists()
-    expected = load_images("digits", ours, 8)
-    assert len(arrays(tmp_path / "xdg/wwgan")) == len(arrays(ours / "cache")) == 1
-    monkeypatch.setattr(data, "_prepared", lambda *a: pytest.fail("prepared twice"))
-    assert torch.equal(load_images("digits", ours, 8), expected)
-    for name in ("XDG_CACHE_HOME", "HOME"):  # an account with neither, nor a passwd entry, needs nothing but a data_dir
+    """What is prepared there is used, by an account with neither home nor passwd entry; else a clear error."""
+    for name in ("XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(name)
     monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
-    assert len(load_images("digits", ours)) == 1500
-    with pytest.raises(OSError, match="can be written neither to .*/data/cache: set XDG_CACHE_HOME"):
-        load_images("digits", ours, 8)
+    load_images("digits", tmp_path)
+    monkeypatch.setattr("filelock.FileLock", lambda path: throw(OSError(errno.EROFS, "Read-only file system", path)))
+    assert len(load_images("digits", tmp_path)) == 1500
+    with pytest.raises(OSError, match="kept in .*/cache .*Read-only file system.*pass a data_dir that can be written"):
+        load_images("digits", tmp_path, 8)
 
 
 # ---- layouts
@@ -481,11 +469,9 @@ def test_celeba_partition_and_crop(tmp_path):
         load_images("celeba", tmp_path)
 
 
-@pytest.mark.parametrize("below", ["celeba", ".", "celeba/img_align_celeba", "img_align_celeba"])
+@pytest.mark.parametrize("below", ["celeba/img_align_celeba", "img_align_celeba"])
 def test_celeba_without_its_list(tmp_path, below):
     celeba(tmp_path / below)
-    if "img" not in below:
-        celeba(tmp_path / below / "elsewhere")  # flat means flat
     assert load_images("celeba", tmp_path).shape == (5, 3, 64, 64)
     with pytest.raises(FileNotFoundError, match="list_eval_partition.txt"):
         load_images("celeba", tmp_path, split="test")

@@ -20,7 +20,6 @@ from wwgan.files import (
     reach,
     save_tensors,
     unknown_name,
-    writable,
     write_atomically,
 )
 
@@ -46,12 +45,6 @@ def test_content_hash_sees_bytes_order_and_shape():
     x = torch.arange(48, dtype=torch.uint8).view(4, 3, 2, 2)
     assert content_hash(x) == content_hash(x.mT.contiguous().mT)
     assert len({content_hash(y) for y in (x, x ^ 1, x.flip(0), x.view(4, 3, 1, 4), x[:0])}) == 5
-
-
-def test_writable_probe(tmp_path):
-    (tmp_path / "file").touch()
-    assert writable(tmp_path / "new/cache") and os.listdir(tmp_path / "new/cache") == []
-    assert not writable(tmp_path / "file/cache")
 
 
 def test_a_name_that_does_not_resolve_is_not_waited_for(monkeypatch):

@@ -57,7 +57,7 @@ def test_report_in_a_browser(finished_copy, browser):
     assert all(repr(score) in text for score in best["scores"].values())
 
 
-def test_stopped_and_diverged_runs_have_a_report_too(smoke, monkeypatch):
+def test_a_stopped_run_has_a_report_too(smoke, monkeypatch):
     stopped = smoke("stopped", steps=1000)
     update = training.update
 
@@ -69,16 +69,8 @@ def test_stopped_and_diverged_runs_have_a_report_too(smoke, monkeypatch):
     monkeypatch.setattr(training, "update", stopped_in_the_fourth)
     with pytest.raises(Stopped):
         train(stopped, progress=False)
-    monkeypatch.undo()
-    diverged = smoke("other", lr=1e30, steps=50)
-    with pytest.raises(FloatingPointError):
-        train(diverged, progress=False)
-    for config, state, advice in (
-        (stopped, "At update 4 of 1,000", f"wwgan train --resume --run_dir {stopped.run_dir}."),
-        (diverged, "Diverged near update ", "Begin a new run with a smaller lr"),
-    ):
-        head = next(cells(Path(config.run_dir)))[1].replace("`", "")
-        assert state in head and advice in head
+    head = next(cells(Path(stopped.run_dir)))[1].replace("`", "")
+    assert "At update 4 of 1,000" in head and f"wwgan train --resume --run_dir {stopped.run_dir}." in head
 
 
 def changed(run_dir, name, how):

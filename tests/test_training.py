@@ -33,7 +33,7 @@ def tensors(state):
 
 
 def untimed(lines):
-    return [{k: v for k, v in line.items() if k not in ("images_per_second", "seconds")} for line in lines]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
 
 
 def assert_same_numbers(a, b):
@@ -150,7 +150,7 @@ def test_run_folder_is_complete(finished):
     folder = finished.run_dir
     assert read_metrics(folder) == finished.history and [line["step"] for line in finished.history] == [*range(1, 7)]
     losses = "critic_loss distance penalty norm generator_loss norm_euclidean norm_wasserstein".split()
-    assert set(finished.history[0]) == {*losses, "step", "images_per_second", "seconds"}
+    assert set(finished.history[0]) == {*losses, "step", "seconds"}
     assert [path.name for path in finished.samples] == [f"step_{k:07d}.png" for k in (0, 2, 4, 6)]
     assert list(runs.checkpoints(folder)) == [2, 4, 6] and len(runs.checkpoints(folder, "best")) == 1
     for path in folder.glob("checkpoints/*.pt"):
@@ -210,8 +210,6 @@ def test_run_folders_are_never_written_over(finished_copy):
         resume(finished_copy, steps=5)
     with pytest.raises(FileNotFoundError, match="there is no run"):
         resume(finished_copy / "nowhere")
-    with pytest.raises(ValueError, match="runs.run_config"):
-        make_config(resume=True, run_dir=finished_copy)
     assert contents(finished_copy) == before
 
 
@@ -331,8 +329,8 @@ def test_time_of_evaluation_is_not_training_time(smoke, monkeypatch):
 @pytest.mark.parametrize(
     "network, value, after, words",
     [
-        ("critic", "nan", 1, "update 3: .*critic_loss.*checkpoints"),
-        ("generator", "nan", 1, "update 3: .*generator_loss.*checkpoints"),
+        ("critic", "nan", 1, "update 4: .*critic_loss.*checkpoints"),
+        ("generator", "nan", 1, "update 4: .*generator_loss.*checkpoints"),
         ("critic", "inf", 3, "update 4: critic weights"),  # the losses of this update are still finite
     ],
 )
@@ -349,8 +347,7 @@ def test_what_is_not_finite_stops_the_run_is_named_and_never_saved(smoke, monkey
     monkeypatch.setattr(step, "generator_step", poisoned)
     with pytest.raises(FloatingPointError, match=words):
         train(smoke(log_interval=4, sample_interval=4, checkpoint_interval=4), progress=False)
-    (saved,) = Path(smoke().run_dir).glob("checkpoints/diverged_*.pt")
-    assert runs.load_checkpoint(saved)["step"] == 4 and load_run(smoke().run_dir).state.step == 0
+    assert load_run(smoke().run_dir).state.step == 0
 
 
 @pytest.mark.parametrize(

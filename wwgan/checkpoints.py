@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .files import check_checksum, checksum_file, first_line, save_tensors
+from .files import check_checksum, first_line, save_tensors
 from .settings import SETTINGS, TrainConfig
 from .step import TrainState
 
@@ -56,7 +56,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
         config = config_of(content["config"], path)
         step = int(path.stem.rpartition("_")[2])
-        _check_numbers(content, step, step * config.critic_steps)
+        _check_numbers(content, step)
         expected = _state_like(config, content)
         _check_like({name: content.get(name) for name in expected}, expected, "state")
     except Exception as error:  # whatever a foreign file makes the readers stumble over
@@ -64,11 +64,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_numbers(content: dict[str, Any], step: int, critic_updates: int) -> None:
+def _check_numbers(content: dict[str, Any], step: int) -> None:
     """ValueError for what is no tensor and not as a run writes it; a random state that PyTorch refuses raises too."""
-    for name, due in dict(step=step, critic_updates=critic_updates).items():
-        if type(content[name]) is not int or content[name] != due:
-            raise ValueError(f"{name} must be {due}, got {content[name]!r}")
+    if type(content["step"]) is not int or content["step"] != step:
+        raise ValueError(f"step must be {step}, got {content['step']!r}")
     logs = [entry for name in LOGS for entry in content["logs"][name]] if "logs" in content else []
     sound = dict(
         seconds=0 <= content["seconds"] < float("inf"),
@@ -103,10 +102,10 @@ def _state_like(config: TrainConfig, content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_like(found: Any, expected: Any, where: str) -> None:
-    """ValueError unless both are built of the same names, down to tensors of the same type, shape and layout."""
+    """ValueError unless both are built of the same names, down to tensors that are alike, also in memory."""
     if isinstance(expected, Tensor):
         about, wanted = (
-            f"{x.dtype} {tuple(x.shape)} {x.layout} {x.device}" if isinstance(x, Tensor) else type(x).__name__
+            f"{x.dtype} {tuple(x.shape)} strides {x.stride()} {x.device}" if isinstance(x, Tensor) else type(x).__name__
             for x in (found, expected)
         )
         if about != wanted:
@@ -142,17 +141,13 @@ def checkpoints(run_dir: str | Path, kind: str = "step") -> dict[int, Path]:
     return numbered_files(Path(run_dir) / "checkpoints", kind, ".pt")
 
 
-def remove_checkpoint(path: Path) -> None:
-    """Remove it with its checksum."""
-    path.unlink(missing_ok=True)
-    checksum_file(path).unlink(missing_ok=True)
-
-
 def tidy(run_dir: Path, step: int, keep: int) -> None:
-    """Of checkpoints up to `step`, keep the last few and the best; remove checksums whose checkpoint is gone."""
-    for kind, most in dict(step=keep, best=1).items():
-        for old in [path for k, path in checkpoints(run_dir, kind).items() if k <= step][:-most]:
-            remove_checkpoint(old)
+    """Of checkpoints up to `step`, keep the last few and the best; no later best, no checksum without checkpoint."""
+    best = checkpoints(run_dir, "best")
+    gone = [path for k, path in checkpoints(run_dir).items() if k <= step][:-keep]
+    gone += [path for k, path in best.items() if k <= step][:-1] + [path for k, path in best.items() if k > step]
+    for path in gone:
+        path.unlink()
     for checksum in run_dir.glob("checkpoints/*.pt.sha256"):
         if not checksum.with_suffix("").exists():
             checksum.unlink()

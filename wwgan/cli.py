@@ -141,25 +141,23 @@ generator.load_state_dict(load_file("generator.safetensors"))
 with torch.no_grad():
     images = generator.eval()(torch.randn(64, {latent_dim}))
 ```
+
+## Settings
+
+```json
+{settings}
+```
 """
 
 
 def model_card(run: "Run") -> str:
-    """What others have to know of a run's generator: how to load it, its scores, settings and origin, as Markdown."""
-    from .runs import LOCAL, read_provenance
+    """What others have to know of a run's generator: how to load it, and its settings, as Markdown."""
+    from .runs import LOCAL
 
     config, state = asdict(run.config), run.state
-    sections = dict(
-        scores=next((line for line in run.evaluations if line["step"] == state.step), None),
-        settings={name: value for name, value in config.items() if name not in LOCAL},
-        provenance=read_provenance(run.run_dir) if run.run_dir else {},
-    )
     about = dict(step=state.step, channels=state.channels, ground=run.config.ground(state.step), version=__version__)
-    text = _CARD.format(**config, **about)
-    for name, content in sections.items():
-        shown = f"```json\n{json.dumps(content, indent=1)}\n```" if content else "Not recorded for this state."
-        text += f"\n## {name.capitalize()}\n\n{shown}\n"
-    return text
+    settings = json.dumps({name: value for name, value in config.items() if name not in LOCAL}, indent=1)
+    return _CARD.format(**config, **about, settings=settings)
 
 
 def export(given: argparse.Namespace) -> Path:

@@ -5,7 +5,6 @@ import math
 import os
 import re
 import shutil
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 import torch
 
-from .files import check_checksum, project_root, remove_stale, writable, write_atomically
+from .files import kept, project_root, write_atomically
 from .sources import DATASETS, Pictures, Source, find, parse
 
 if TYPE_CHECKING:
@@ -71,15 +70,19 @@ def load_images(
     holds the data sets, or the data set's own; default: data/ of the repository. size: height and width in pixels, to
     which each picture's largest centred square is resized; default: `default_size(dataset)`. split: "train" or "test".
 
-    The first call prepares the array in <data_dir>/cache, or in the user's cache folder if that cannot be written;
-    later ones compare it with its checksum and open it. Writing to the tensor never reaches the file. ValueError for a
-    wrong argument and for unusable pictures; FileNotFoundError for missing data; OSError without room for the array.
+    The first call prepares the array in <data_dir>/cache, later ones compare it with its checksum and open it. Writing
+    to the tensor never reaches the file. ValueError for a wrong argument and for unusable pictures; FileNotFoundError
+    for missing data; OSError without room for the array, or where the folder cannot be written.
     """
     size = default_size(dataset) if size is None else size
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise ValueError(f"size is the images' height and width in pixels, a positive int, got {size!r}")
     data_dir = _data_folder(data_dir)
-    return _cached(find(dataset, data_dir, split), dataset, split, size, data_dir)
+    source, (kind, path) = find(dataset, data_dir, split), parse(dataset)
+    fingerprint = hashlib.sha256(repr((_CACHE_FORMAT, kind, split, size, source.files)).encode()).hexdigest()[:16]
+    label = re.sub(r"[^\w.-]+", "_", Path(path).name or kind)[:40]
+    place = data_dir / "cache" / f"{label}-{split}-{size}-{fingerprint}.npy"
+    return kept(place, _open, lambda path: _prepare(source, size, path))
 
 
 def load_labels(dataset: str = "digits", data_dir: str | Path | None = None, split: str = "train") -> torch.Tensor:
@@ -158,50 +161,13 @@ _BLOCK = 1024  # pictures in memory while they are decoded
 _CACHE_FORMAT = 2  # part of the fingerprint: raise it when the array made from the same files changes
 
 
-def _cached(source: Source, dataset: str, split: str, size: int, data_dir: Path) -> torch.Tensor:
-    """The array of a source: in the data folder or the user's cache, else prepared in the first that can be written."""
-    from filelock import FileLock
-
-    kind, path = parse(dataset)
-    fingerprint = hashlib.sha256(repr((_CACHE_FORMAT, kind, split, size, source.files)).encode()).hexdigest()[:16]
-    label = re.sub(r"[^\w.-]+", "_", Path(path).name or kind)[:40]
-    name = f"{label}-{split}-{size}-{fingerprint}.npy"
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # unchanged for an account without home
-    folders = [data_dir / "cache"] + [Path(home, "wwgan")] * os.path.isabs(home)
-    for folder in folders:
-        if (images := _open_cache(folder / name)) is not None:
-            return images
-    place = next(filter(writable, folders), None)
-    if place is None:
-        raise OSError(
-            f"the prepared images can be written neither to {' nor to '.join(map(str, folders))}: "
-            f"set XDG_CACHE_HOME to a folder that can be written"
-        )
-    with FileLock(place / f".{name}.lock"):  # a second process waits, and finds the array made
-        images = _open_cache(place / name)
-        return _prepared(source, size, place / name) if images is None else images
+def _open(path: Path) -> torch.Tensor:
+    """The prepared array, memory-mapped; writing to the tensor never reaches the file."""
+    return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
 
 
-def _open_cache(path: Path) -> torch.Tensor | None:
-    """The prepared array, memory-mapped; None if there is none or, with a warning, if it is not what was written.
-
-    Writing to the tensor never reaches the file.
-    """
-    if not path.is_file():
-        return None
-    try:
-        check_checksum(path)
-        return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
-    except ValueError as error:
-        warnings.warn(f"{error}; its images are prepared again", stacklevel=2)
-        return None
-
-
-def _prepared(source: Source, size: int, path: Path) -> torch.Tensor:
-    """The array of a source, made and written with its checksum beside it, or nothing at all."""
-    remove_stale(path.parent)
-    for left in path.parent.glob(f".{path.name}.*.part"):  # by a process that was killed: its lock is ours now
-        left.unlink()
+def _prepare(source: Source, size: int, path: Path) -> None:
+    """Write the array of a source with its checksum beside it, or nothing at all."""
     pictures, _ = source.read()
     channels = 1 if all(map(_is_gray, pictures)) else 3
     shape = (len(pictures), channels, size, size)
@@ -218,7 +184,6 @@ def _prepared(source: Source, size: int, path: Path) -> torch.Tensor:
             file.write(block.data)
 
     write_atomically(path, write, checksum=True)
-    return torch.from_numpy(np.load(path, mmap_mode="c"))
 
 
 def _squares(pictures: Pictures, size: int, channels: int, enlarge: bool) -> Iterator[np.ndarray]:

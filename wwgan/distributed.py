@@ -42,11 +42,10 @@ def rank() -> int:
 
 
 @contextmanager
-def joined_processes(device: str = "auto", timeout: float = 4 * 3600.0) -> Iterator[None]:
+def joined_processes(device: str = "auto") -> Iterator[None]:
     """In here the processes that torchrun started, if it did, train together: by nccl on GPUs, by gloo on CPUs.
 
-    timeout: seconds after which a process that hears nothing of the others gives up: more than the first process needs
-    for preparing data or for an evaluation, meanwhile the others wait. gloo notices a lost process at once.
+    gloo notices a lost process at once, nccl after four hours: others wait while the first prepares data or evaluates.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
@@ -54,7 +53,7 @@ def joined_processes(device: str = "auto", timeout: float = 4 * 3600.0) -> Itera
     found = pick_device(device)
     if found.type == "cuda":
         torch.cuda.set_device(found)
-    dist.init_process_group("nccl" if found.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout))
+    dist.init_process_group("nccl" if found.type == "cuda" else "gloo", timeout=timedelta(hours=4))
     try:
         yield
     finally:
@@ -71,11 +70,19 @@ def first_process_first() -> Iterator[None]:
         dist.barrier()
 
 
-def over_processes(values: Tensor, how: str = "avg") -> Tensor:
-    """Mean ("avg") or largest ("max") over processes, of each entry."""
+def same_everywhere(value: object) -> bool:
+    """Whether all processes come here with an equal value of plain types."""
+    found = [value] * world_size()
     if world_size() > 1:
-        dist.all_reduce(values, dist.ReduceOp.MAX if how == "max" else dist.ReduceOp.SUM)
-        values = values / world_size() if how == "avg" else values
+        dist.all_gather_object(found, value)
+    return found.count(value) == len(found)
+
+
+def average(values: Tensor) -> Tensor:
+    """Mean over processes, of each entry."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+        values = values / world_size()
     return values
 
 
@@ -84,7 +91,6 @@ def average_gradients(network: nn.Module) -> None:
     """Means of the parameters' gradients over processes, in one reduction; gradients in images stay within theirs."""
     if world_size() > 1:
         gradients = [p.grad for p in network.parameters() if p.grad is not None]
-        joint = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(joint)
-        for gradient, part in zip(gradients, (joint / world_size()).split([g.numel() for g in gradients])):
+        joint = average(torch.cat([gradient.flatten() for gradient in gradients]))
+        for gradient, part in zip(gradients, joint.split([g.numel() for g in gradients])):
             gradient.copy_(part.view(gradient.shape))

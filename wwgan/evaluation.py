@@ -11,7 +11,6 @@ __all__ = ['FEATURES', 'Gaussian', 'fit_gaussian', 'gaussian_distance', 'frechet
 import functools
 import hashlib
 import importlib.util
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .data import to_float
-from .files import content_hash, file_sha256, impatient, load_tensors, reach, save_tensors, unknown_name, writable
+from .files import content_hash, file_sha256, kept, load_tensors, reach, save_tensors, unknown_name
 
 # %% ../nbs/method/07_evaluation.ipynb #gaussian
 class Gaussian(NamedTuple):
@@ -139,16 +138,15 @@ def _inception_weights(weights: str | Path | None) -> Path:
     path = Path(weights or Path(torch.hub.get_dir(), "checkpoints", Path(url).name)).expanduser()
     if path.is_file():
         return path
-    hint = f"Put {url} there, name the file you have, or use efficientnet features, which are included."
-    if weights:
-        raise FileNotFoundError(f"no Inception weights at {path}. {hint}")
     try:
+        if weights:
+            raise OSError("there is no such file")
         reach(url)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with impatient():
-            torch.hub.download_url_to_file(url, str(path), _INCEPTION_SHA256)
+        torch.hub.download_url_to_file(url, str(path), _INCEPTION_SHA256)
     except (OSError, RuntimeError) as error:
-        raise FileNotFoundError(f"no Inception weights at {path}, and the download failed ({error}). {hint}") from None
+        hint = f"Put {url} there, name the file you have, or use efficientnet features, which are included."
+        raise FileNotFoundError(f"no Inception weights at {path}: {error}. {hint}") from None
     return path
 
 
@@ -254,7 +252,6 @@ def scores(generated: Tensor, real: Tensor, features: str = "efficientnet", **op
     most 1,000. "precision" and "recall" in [0, 1], to be compared at equal counts. The Frechet distance is biased
     upwards for few samples: published FIDs use 50,000. Options and errors as `image_features`.
     """
-    _check_images(real, "real images")
     found = image_features(generated, features, **options, what="generated images")
     others = image_features(real, features, **options, what="real images")["features"]
     return _compare(features, found, fit_gaussian(others), (found["features"], others), subsets=100)
@@ -291,8 +288,7 @@ class Evaluator:
         if real is not None and real < available:
             images = images[_order(available)[:real].sort().values.to(images.device)]
         if len(images) < 8 or samples < 4:
-            got = f"got {len(images)} and {samples}"
-            raise ValueError(f"an evaluation needs at least 8 real images and 4 samples, {got}")
+            raise ValueError(f"expected at least 8 real images and 4 samples, got {len(images)} and {samples}")
         path, self.samples = check_features(features, weights), samples
         protocol = dict(
             features=features,
@@ -308,10 +304,7 @@ class Evaluator:
             protocol["real_choice"] = f"{len(images)} of {available}, drawn with seed 0"
         self._options = dict(features=features, weights=weights, device=images.device) | options
         self.reference = self._reference(images, protocol, cache_dir)
-        statistics = torch.cat([self.reference.gaussian.mean[None], self.reference.gaussian.root])
-        digest = hashlib.sha256(statistics.numpy().data).hexdigest()
-        made = dict(floor_samples=len(self.reference.subset), statistics_sha256=digest)
-        self.protocol = dict(about or {}) | protocol | made
+        self.protocol = dict(about or {}) | protocol | dict(floor_samples=len(self.reference.subset))
 
     def __call__(self, generated: Tensor) -> dict[str, Any]:
         """{"scores", "floor", "protocol"} of uint8 images (samples, C, H, W). ValueError for other counts or shapes.
@@ -339,18 +332,19 @@ class Evaluator:
 
     def _reference(self, images: Tensor, protocol: Mapping[str, Any], cache_dir: str | Path | None) -> Reference:
         """The statistics of the real images, kept from another time if they can be."""
-        from filelock import FileLock
 
+        def save(path: Path) -> None:
+            made = self._make_reference(images)
+            save_tensors(path, made._asdict() | dict(gaussian=tuple(made.gaussian)))
+
+        def load(path: Path) -> Reference:
+            found = load_tensors(path)
+            return Reference(**found | dict(gaussian=Gaussian(*found["gaussian"])))
+
+        if cache_dir is None:
+            return self._make_reference(images)
         digest = hashlib.sha256(repr((_REFERENCE_FORMAT, sorted(protocol.items()))).encode()).hexdigest()[:16]
-        path = Path(cache_dir or "", f"statistics-{protocol['features']}-{self.samples}-{digest}.pt")
-        if cache_dir is None or not writable(path.parent):
-            return (cache_dir and _read_reference(path)) or self._make_reference(images)
-        with FileLock(f"{path}.lock"):  # a second process waits, and finds the statistics made
-            reference = _read_reference(path)
-            if reference is None:
-                reference = self._make_reference(images)
-                save_tensors(path, reference._asdict() | dict(gaussian=tuple(reference.gaussian)))
-            return reference
+        return kept(Path(cache_dir, f"statistics-{protocol['features']}-{self.samples}-{digest}.pt"), load, save)
 
 
 def _order(n: int) -> Tensor:
@@ -358,16 +352,6 @@ def _order(n: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(0))
 
 
-def _read_reference(path: Path) -> Reference | None:
-    """Kept statistics; None if the file is missing, or cannot be used, which is said on standard error."""
-    try:
-        found = load_tensors(path) if path.is_file() else None
-        return found and Reference(**found | dict(gaussian=Gaussian(*found["gaussian"])))
-    except Exception as error:  # whatever a foreign file makes the reader stumble over
-        print(f"{error}; the statistics of real images are computed anew", file=sys.stderr)
-        return None
-
-
-def main_score(evaluation: Mapping[str, Any]) -> float:
-    """The Frechet distance in what an `Evaluator` returned, whatever it is called there."""
-    return evaluation["scores"][FEATURES[evaluation["protocol"]["features"]].frechet]
+def main_score(evaluation: Mapping[str, Any], of: str = "scores") -> float:
+    """The Frechet distance in what an `Evaluator` returned, whatever it is called there. of: "scores" or "floor"."""
+    return evaluation[of][FEATURES[evaluation["protocol"]["features"]].frechet]

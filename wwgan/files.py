@@ -8,19 +8,18 @@ import io
 import json
 import os
 import re
-import shutil
-import socket
-import tempfile
+import sys
 import threading
-import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 
 def unknown_name(kind: str, name: object, known: Iterable[object]) -> ValueError:
@@ -57,35 +56,12 @@ def project_root() -> Path:
     return starts[0]
 
 
-def temporary_beside(target: Path) -> Path:
-    """A name beside `target` that no other process uses and nobody mistakes for the finished thing."""
-    return target.parent / f".{target.name}.{uuid.uuid4().hex}.part"
-
-
-def remove_stale(folder: Path) -> None:
-    """Remove the temporaries in `folder` that nobody touched for a day: a crash left them."""
-    for left in folder.glob(".*.part"):
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > 24 * 3600:
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-
-
-def writable(folder: Path) -> bool:
-    """Whether files can be made in `folder`, which is made if need be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError:
-        return False
-    return True
-
-
 def write_atomically(path: Path, write: Callable[[BinaryIO], object], checksum: bool = False) -> None:
     """Call write(file) on a temporary binary file beside `path`, flush it to the disk, and rename it to `path`.
 
     checksum: write also, before there is a file of that name, what `check_checksum` compares it with.
     """
-    temporary = temporary_beside(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")  # nobody mistakes it for the finished file
     try:
         with open(temporary, "wb") as file:
             write(file)
@@ -137,6 +113,33 @@ def check_checksum(path: Path) -> None:
         raise ValueError(f"{path} is damaged: it or its checksum cannot be read: {error}") from None
     if found != expected:
         raise ValueError(f"{path} is damaged: its checksum is not the one in {checksum_file(path).name}")
+
+
+def kept(path: Path, read: Callable[[Path], T], make: Callable[[Path], object]) -> T:
+    """read(path) of a file that make(path) writes with its checksum: once, and anew if it was damaged, with a word.
+
+    Of several processes one makes it, the others wait. OSError where there is none and the folder cannot be written.
+    """
+    from filelock import FileLock
+
+    with contextlib.ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(path.with_name(f".{path.name}.lock")))
+        except OSError as error:
+            if not path.is_file():
+                hint = "pass a data_dir that can be written, with links to the data in it"
+                raise OSError(f"nothing can be kept in {path.parent} ({error}): {hint}") from None
+        if path.is_file():
+            try:
+                check_checksum(path)
+                return read(path)
+            except Exception as error:  # whatever a foreign file makes the reader stumble over
+                print(f"{error}; it is made anew", file=sys.stderr)
+        for left in path.parent.glob(f".{path.name}.*.part"):  # by a process that was killed: its lock is ours now
+            left.unlink()
+        make(path)
+        return read(path)
 
 
 def save_tensors(path: Path, content: Mapping[str, Any]) -> None:
@@ -203,24 +206,11 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def content_hash(images: torch.Tensor) -> str:
-    """sha256 (hex) of shape and bytes of uint8 images (N, C, H, W), on any device. ValueError for any other dtype."""
-    if images.dtype != torch.uint8:
-        raise ValueError(f"content_hash expects uint8 images, got {images.dtype}")
+    """sha256 (hex) of shape and bytes of uint8 images (N, C, H, W), on any device."""
     digest = hashlib.sha256(repr(tuple(images.shape)).encode())
     for some in images.split(256):
         digest.update(some.cpu().contiguous().numpy())
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def impatient(seconds: float = 20) -> Iterator[None]:
-    """In here a server that is silent for so long is an error, an OSError."""
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(timeout)
 
 
 def reach(url: str, seconds: float = 4) -> None:

@@ -45,7 +45,7 @@ def plot_evaluations(evaluations: Sequence[Mapping[str, Any]]) -> "Figure":
     figure = _figure(5, 3)
     ax = figure.subplots()
     ax.plot([line["step"] for line in evaluations], [main_score(line) for line in evaluations], "ko-", ms=4)
-    ax.axhline(main_score({**evaluations[0], "scores": evaluations[0]["floor"]}), color="0.5", ls="--")
+    ax.axhline(main_score(evaluations[0], "floor"), color="0.5", ls="--")
     best, features = best_evaluation(evaluations), evaluations[0]["protocol"]["features"]
     title = f"best {main_score(best):.4g} after {best['step']:,}, {features} features"
     ax.set(xlabel="generator updates", ylabel=FEATURES[features].frechet, title=title)

@@ -62,6 +62,8 @@ def read_provenance(run_dir: str | Path) -> dict[str, Any]:
     found = read_json(path)
     if not isinstance(found, dict) or not {"dataset_sha256", "dataset_shape"} <= found.keys():
         raise ValueError(f"{path} does not say which images the run began with")
+    if not isinstance(found.get("resumed", []), list):
+        raise ValueError(f"{path} does not say how the run was resumed")
     return found
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import write_atomically
-from .plots import step_of
-from .runs import numbered_files, read_config, read_evaluations, read_metrics, read_provenance, sample_grids
+from .runs import checkpoints, read_config, read_evaluations, read_metrics, read_provenance, sample_grids
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
@@ -30,14 +29,7 @@ run_dir = Path({run_dir!r})"""
 def _state(run_dir: Path) -> str:
     """How far the run came, in words, and how to go on."""
     steps = read_config(run_dir).steps
-    lines = [*read_metrics(run_dir), *read_evaluations(run_dir)]
-    found = [*map(step_of, sample_grids(run_dir)), *numbered_files(run_dir / "checkpoints", "step", ".pt")]
-    step = max([0, *(line["step"] for line in lines), *found])
-    if step < steps and max(numbered_files(run_dir / "checkpoints", "diverged", ".pt"), default=-1) >= step:
-        return (
-            f"Diverged near update {step:,} of {steps:,}: resumed, it would diverge again. "
-            "Begin a new run with a smaller lr or a larger weight."
-        )
+    step = max([0, *(line["step"] for line in read_metrics(run_dir)), *checkpoints(run_dir)])
     more = f" --steps {2 * steps}" if step >= steps else ""
     how = f"go on by `wwgan train --resume --run_dir {run_dir.resolve()}{more}`."
     return (f"Finished, {steps:,} generator updates; " if step >= steps else f"At update {step:,} of {steps:,}; ") + how

@@ -8,13 +8,14 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from .checkpoints import check_log, config_of, log_entries, remove_checkpoint, tidy
+from .checkpoints import check_log, config_of, log_entries, tidy
 from .checkpoints import checkpoints as checkpoints  # all of a run folder is found here
 from .checkpoints import load_checkpoint as load_checkpoint
 from .checkpoints import numbered_files as numbered_files
@@ -22,18 +23,8 @@ from .checkpoints import read_checkpoint as read_checkpoint
 from .checkpoints import save_checkpoint as save_checkpoint
 from .data import to_uint8
 from .distributed import pick_device
-from .evaluation import FEATURES, main_score
-from .files import (
-    check_names,
-    project_root,
-    read_json,
-    read_lines,
-    temporary_beside,
-    to_disk,
-    write_atomically,
-    write_json,
-    write_lines,
-)
+from .evaluation import main_score
+from .files import check_names, project_root, read_json, read_lines, to_disk, write_atomically, write_json, write_lines
 from .provenance import check_same_images as check_same_images
 from .provenance import provenance as provenance
 from .provenance import read_provenance as read_provenance
@@ -49,11 +40,8 @@ CONTENTS |= dict(metrics="metrics.jsonl", evaluations="evaluations.jsonl")
 CONTENTS |= dict(samples="samples/*.png", checkpoints="checkpoints/*.pt", tensorboard="events.*")
 MACHINE = ("data_dir", "device", "eval_weights")  # where a run takes place, no part of what it is
 LOCAL = (*MACHINE, "run_dir", "resume")
-MAY_CHANGE = (  # when a run is resumed
-    *LOCAL,
-    *("channels_last", "compile", "steps"),
-    *("log_interval", "sample_interval", "checkpoint_interval", "eval_interval"),
-)
+_INTERVALS = ("log_interval", "sample_interval", "checkpoint_interval", "eval_interval")
+MAY_CHANGE = (*LOCAL, *_INTERVALS, "compile", "steps")  # when a run is resumed
 
 
 def differing(stored: TrainConfig, now: TrainConfig, may_differ: Collection[str] = LOCAL) -> str:
@@ -87,12 +75,10 @@ def run_config(preset: str | None = None, **given: Any) -> TrainConfig:
     """
     check_names(given, ["preset", *SETTINGS])
     given = {name: value for name, value in given.items() if value is not None}
-    if not read_setting("resume", bool, given.get("resume", False)):
+    if not read_setting("resume", bool, given.get("resume", False)) or "run_dir" not in given:
         return make_config(preset, **given)
     if preset is not None:
         raise ValueError(f"a resumed run has its settings already: leave out preset, got {preset!r}")
-    if "run_dir" not in given:
-        raise ValueError("resume needs run_dir, the folder of the run to go on with")
     run_dir = Path(read_setting("run_dir", str, given["run_dir"])).expanduser()
     return TrainConfig(**asdict(read_config(run_dir)) | given)
 
@@ -107,19 +93,14 @@ def read_evaluations(run_dir: str | Path) -> list[dict[str, Any]]:
     path = Path(run_dir) / "evaluations.jsonl"
     lines = read_lines(path)
     for line in lines:
-        if not _has_scores(line):
-            raise ValueError(
-                f"{path} must have scores, floor and protocol in each line, with a Frechet distance; "
-                f"got step {line['step']} without"
-            )
+        with suppress(TypeError, LookupError):
+            if is_finite(main_score(line)) and is_finite(main_score(line, "floor")):
+                continue
+        raise ValueError(
+            f"{path} must have scores, floor and protocol in each line, with a Frechet distance; "
+            f"got step {line['step']} without"
+        )
     return lines
-
-
-def _has_scores(line: Mapping[str, Any]) -> bool:
-    if not all(isinstance(line.get(name), dict) for name in ("scores", "floor", "protocol")):
-        return False
-    space = FEATURES.get(str(line["protocol"].get("features")))
-    return space is not None and all(is_finite(line[name].get(space.frechet)) for name in ("scores", "floor"))
 
 
 def check_logs(run_dir: Path, checkpoint: Mapping[str, Any]) -> None:
@@ -197,12 +178,12 @@ def make_run_folder(config: TrainConfig) -> Path:
         Path(config.run_dir).mkdir(parents=True, exist_ok=True)
         return Path(config.run_dir)
     stem = f"{config.dataset.partition(':')[0]}-{config.penalty}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    for name in (stem, *(f"{stem}-{k}" for k in range(2, 1000))):
-        folder = project_root() / "data" / "runs" / name
+    for number in count(1):
+        folder = project_root() / "data" / "runs" / (stem if number == 1 else f"{stem}-{number}")
         with suppress(FileExistsError):
             folder.mkdir(parents=True)
-            return folder
-    raise FileExistsError(f"no free name like {folder}")
+            break
+    return folder
 
 
 def check_free(folder: Path, data_dir: str | Path | None = None, hint: str = "") -> None:
@@ -232,8 +213,8 @@ def only_process(folder: Path) -> Iterator[None]:
 
 def copy_record(run_dir: Path, record: Path) -> None:
     """Copy what is small of a finished run to `record`, whole or not at all; nothing in it is of this machine."""
-    temporary = temporary_beside(record)
-    temporary.mkdir(parents=True)
+    temporary = record.with_name(f".{record.name}.part")
+    temporary.mkdir(parents=True, exist_ok=True)
     for source in (run_dir / name for name in ("provenance.json", "metrics.jsonl", "evaluations.jsonl")):
         if source.exists():
             shutil.copyfile(source, temporary / source.name)
@@ -296,7 +277,8 @@ class RunFolder:
         self.evaluations = [line for line in read_evaluations(path) if line["step"] <= step]
         self.fresh = not checkpoints(path)
         if not self.fresh:
-            provenance = _resumed(path, provenance, step)
+            began = read_provenance(path)
+            provenance = began | dict(resumed=[*began.get("resumed", []), dict(step=step, **provenance)])
         self._best = min(map(main_score, self.evaluations), default=float("inf"))
         write_json(path / "config.json", asdict(config) | dict(resume=False))  # from here on the run can be resumed
         for name in ("samples", "checkpoints"):
@@ -315,9 +297,6 @@ class RunFolder:
         for later, picture in numbered_files(self.path / "samples", "step", ".png").items():
             if later > step:
                 picture.unlink()
-        for later, best in checkpoints(self.path, "best").items():
-            if later > step:
-                remove_checkpoint(best)
         tidy(self.path, step, self.keep_checkpoints)
         for name, lines in dict(metrics=self.history, evaluations=self.evaluations).items():
             if lines or name == "metrics" or (self.path / f"{name}.jsonl").exists():
@@ -358,7 +337,7 @@ class RunFolder:
         self._save("step", state)
         tidy(self.path, state.step, self.keep_checkpoints)  # the best one before goes when there is this to go on from
 
-    def _save(self, kind: str, state: TrainState, **more: Any) -> Path:
+    def _save(self, kind: str, state: TrainState, **more: Any) -> None:
         """Write the state, after the lines that it counts on."""
         for path in (*(self.path / name for name in self.logs), self.path):
             if path.exists():
@@ -366,25 +345,11 @@ class RunFolder:
         logs = {name: log_entries(lines) for name, lines in self.logs.items()}
         path = self.path / "checkpoints" / f"{kind}_{state.step:07d}.pt"
         save_checkpoint(path, {**state.state_dict(), "logs": logs, **more})
-        return path
-
-    def diverged(self, state: TrainState) -> Path:
-        """Save a state that holds what is not finite, to look at; it is not among the checkpoints to go on from."""
-        return self._save("diverged", state)
 
     def close(self) -> None:
         """Write the last events."""
         if self._events:
             self._events.close()
-
-
-def _resumed(path: Path, now: dict[str, Any], step: int) -> dict[str, Any]:
-    """The provenance of the run in `path`, with that of the part that begins now after `step`."""
-    began = read_provenance(path)
-    parts = began.get("resumed", [])
-    if not isinstance(parts, list):
-        raise ValueError(f"{path / 'provenance.json'} does not say how the run was resumed")
-    return began | dict(resumed=[*parts, dict(step=step, **now)])
 
 
 def _event_writer(path: Path, purge_from: int) -> "SummaryWriter | None":

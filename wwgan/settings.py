@@ -20,6 +20,8 @@ from .sources import DATASETS
 def _read_number(value: Any, kind: Callable[[Any], Any] = float) -> Any:
     if isinstance(value, bool) or isinstance(value, float) and kind(value) != value:  # as NaN is
         raise ValueError
+    if kind is int and not -(2**63) <= kind(value) < 2**63:
+        raise ValueError
     return kind(value)
 
 
@@ -37,7 +39,7 @@ def _read_pair(value: Any) -> tuple[float, float]:
 
 _READERS: dict[Any, tuple[Callable[[Any], Any], str]] = {
     bool: (lambda value: {"true": True, "false": False}[str(value).lower()], "true or false"),
-    int: (lambda value: _read_number(value, int), "an integer"),
+    int: (lambda value: _read_number(value, int), "an integer of 64 bits"),
     float: (_read_number, "a number"),
     str: (_read_text, "a non-empty text in UTF-8"),
     tuple[float, float]: (_read_pair, "two numbers such as 0.5,0.9"),
@@ -79,8 +81,6 @@ def _check(field: "Field[Any]", value: Any) -> None:
         raise unknown_name(field.name, value, choices)
     low, high = bounds.get("least", bounds.get("above", -inf)), bounds.get("below", inf)
     for number in value if isinstance(value, tuple) else (value,):
-        if type(number) is int and not -(2**63) <= number < 2**63:
-            raise ValueError(f"{field.name} must be an integer of 64 bits, got {value}")
         if bounds and (not low <= number < high or number == bounds.get("above")):
             expected = f"in [{low}, {high})" if "below" in bounds else f"at least {low}"
             expected = "positive and finite" if "above" in bounds else expected
@@ -102,9 +102,7 @@ class TrainConfig:
     latent_dim: int = setting(None, "entries of z; None: the architecture's usual number", least=1)
     penalty: str = setting("wasserstein", "ground metric", GROUND_METRICS)
     weight: float = setting(None, "lambda; None: the weight usual for the penalty", least=0, below=inf)
-    length: float | None = setting(
-        None, "pixels that motions may go, wasserstein(-shuffled), sobolev; None: the form's"
-    )
+    length: float | None = setting(None, "pixels motions may go, wasserstein(-shuffled), sobolev; None: the form's")
     length_end: float | None = setting(None, "length that the updates come to in a straight line; None: stays")
     length_steps: int | None = setting(None, "generator updates until length_end; None: half of steps", least=1)
     order: float | None = setting(None, "of the Sobolev norm, sobolev only; None: -1.5")
@@ -151,9 +149,8 @@ class TrainConfig:
             if getattr(self, name) is not None:
                 self._set(name, str(Path(getattr(self, name)).expanduser()))
         self._fill_in()
-        self._check_size_and_place()
-        self._check_schedule()
-        self.ground()  # refuses fields that the penalty does not have
+        self._check_together()
+        self.ground(self.length_steps or 0)  # refuses fields that the penalty does not have, and a bad length_end
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -161,10 +158,8 @@ class TrainConfig:
     def _fill_in(self) -> None:
         """The usual values in the place of None."""
         family, size = ARCHITECTURES[self.architecture], default_size(self.dataset)  # refuses an unknown data set
-        usual: dict[str, Any] = dict(
-            width=family.width, latent_dim=family.latent_dim, weight=usual_weight(self.ground())
-        )
-        usual["size"] = size if size in family.sizes else family.sizes[0]
+        usual = dict(width=family.width, latent_dim=family.latent_dim, weight=usual_weight(self.ground()))
+        usual |= dict(size=size if size in family.sizes else family.sizes[0])
         for name, value in usual.items():
             if getattr(self, name) is None:
                 self._set(name, value)
@@ -175,27 +170,19 @@ class TrainConfig:
         if self.length_end is not None and self.length_steps is None:
             self._set("length_steps", max(self.steps // 2, 1))
 
-    def _check_size_and_place(self) -> None:
+    def _check_together(self) -> None:
         sizes = ARCHITECTURES[self.architecture].sizes
         if self.size not in sizes:
             known = ", ".join(map(str, sizes))
             raise ValueError(f"size must be one of {known} for {self.architecture}, got {self.size}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise unknown_name("device", self.device, ["auto", "cpu", "cuda", "cuda:<number>"])
-        if self.resume and self.run_dir is None:
-            raise ValueError("resume needs run_dir, the folder of the run to go on with")
-
-    def _check_schedule(self) -> None:
-        """A length that changes over the updates has two ends and a duration, and steps that are not compiled."""
-        if self.length_end is None and self.length_steps is not None:
-            raise ValueError(f"length_steps needs length_end, where the length goes, got {self.length_steps}")
-        if self.length_end is None:
-            return
-        if self.length is None:
-            raise ValueError(f"length_end needs length, where it starts, got length_end={self.length_end}")
-        if self.compile:
+        needed = dict(resume="run_dir", length_end="length", length_steps="length_end")
+        for name, other in needed.items():
+            if getattr(self, name) not in (None, False) and getattr(self, other) is None:
+                raise ValueError(f"{name} needs {other}, got {name}={getattr(self, name)} without it")
+        if self.compile and self.length_end is not None:
             raise ValueError("a length that changes is compiled anew in each update: leave out compile or length_end")
-        self.ground(self.length_steps or 1)  # refuses a bad length_end
 
     def ground(self, step: int = 0) -> GroundMetric:
         """The ground metric of this run's penalty after `step` generator updates."""
@@ -235,8 +222,6 @@ def make_config(preset: str | None = None, **given: Any) -> TrainConfig:
     """
     check_names(given, ["preset", *SETTINGS])
     given = {name: value for name, value in given.items() if value is not None}
-    if read_setting("resume", bool, given.get("resume", False)):
-        raise ValueError("the settings of a run to go on with are in its folder: wwgan.runs.run_config reads them")
     preset = read_setting("preset", str, "quick" if preset is None else preset)
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)

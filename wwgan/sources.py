@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .files import impatient, reach, remove_stale, unknown_name
+from .files import reach, unknown_name
 
 
 class Dataset(NamedTuple):
@@ -35,7 +35,7 @@ DATASETS = {
     "svhn": Dataset(32, "SVHN", "http://ufldl.stanford.edu", ("{split}_32x32.mat",)),
     "stl10": Dataset(64, "STL10", "http://ai.stanford.edu", ("stl10_binary",)),
     "cifar10": Dataset(32, "CIFAR10", "https://www.cs.toronto.edu", ("{split}/<class>/*.jpg", "cifar-10-batches-py")),
-    "celeba": Dataset(64, "CelebA", "https://drive.google.com", ("*.jpg", "img_align_celeba/*.jpg")),
+    "celeba": Dataset(64, "CelebA", "https://drive.google.com", ("img_align_celeba/*.jpg",)),
     "folder": Dataset(64),  # any folder of images, given by its path
 }
 SPLITS = ("train", "test")
@@ -169,11 +169,11 @@ def _find_folder(root: Path, split: str) -> Source:
 
 
 def _find_celeba(root: Path, split: str) -> Source | None:
-    """The aligned images in `root`/img_align_celeba or in `root` itself; CelebA's list says which are of the split."""
+    """The aligned images in `root`/img_align_celeba; CelebA's list says which are of the split."""
     folder, listed = root / "img_align_celeba", root / "list_eval_partition.txt"
-    if not folder.is_dir() and not any(root.glob("*.jpg")):
+    if not folder.is_dir():
         return None
-    folder, paths = (folder, _walk(folder)) if folder.is_dir() else (root, sorted(map(str, root.glob("*.jpg"))))
+    paths = _walk(folder)
     if listed.is_file():
         lines = [line.split() for line in listed.read_text(errors="replace").splitlines()]
         names = {line[0] for line in lines if line[1:] == ["0" if split == "train" else "2"]}
@@ -245,8 +245,7 @@ def _downloaded(name: str, data_dir: Path, split: str) -> Source:
     home = next(folder for folder in target.parents if folder.exists())  # nothing else is made before there are images
     try:
         reach(about.server)
-        remove_stale(home)
-        with tempfile.TemporaryDirectory(".part", f".{name}.", home) as temporary, impatient():
+        with tempfile.TemporaryDirectory(".part", f".{name}.", home) as temporary:
             _torchvision(name, Path(temporary), split, download=True)
             made = Path(temporary, "celeba" if name == "celeba" else "")
             target.mkdir(parents=True, exist_ok=True)

@@ -58,20 +58,20 @@ def stop_requests() -> Iterator[list[int]]:
     Outside the main thread, which alone gets signals, the list stays empty.
     """
     came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def as_before() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     def note(number: int, frame: object) -> None:
         came.append(number)
-        for name, handler in before.items():
-            signal.signal(name, handler)
+        as_before()
 
-    if threading.current_thread() is not threading.main_thread():
-        yield came
-        return
-    before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
     try:
-        for name in before:
-            signal.signal(name, note)
+        for number in numbers:
+            signal.signal(number, note)
         yield came
     finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
+        as_before()

@@ -1,7 +1,6 @@
 """Train a generator against a critic that is held 1-Lipschitz with respect to a ground metric on images."""
 
 import argparse
-import hashlib
 import json
 import shlex
 import signal
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .data import load_images, preparation
-from .distributed import first_process_first, joined_processes, over_processes, pick_device, rank, world_size
+from .distributed import average, first_process_first, joined_processes, pick_device, rank, same_everywhere, world_size
 from .evaluation import Evaluator, check_features
 from .files import first_line, project_root, unknown_name
 from .progress import Progress
@@ -31,7 +30,6 @@ from .runs import (
     make_run_folder,
     only_process,
     provenance,
-    read_config,
     run_config,
 )
 from .runs import Run as Run
@@ -45,11 +43,8 @@ from .stopping import stop_requests as stop_requests
 
 def preflight(config: TrainConfig) -> torch.device:
     """What can be found wrong before data are touched: run folder, device, what evaluation needs. The device."""
-    if config.run_dir is not None:
-        if config.resume:
-            read_config(config.run_dir)
-        elif rank() == 0:
-            check_free(Path(config.run_dir), config.data_dir)
+    if config.run_dir is not None and not config.resume and rank() == 0:
+        check_free(Path(config.run_dir), config.data_dir)
     if config.batch_size % world_size():
         raise ValueError(f"batch_size must be a multiple of the {world_size()} processes, got {config.batch_size}")
     if config.compile and world_size() > 1:
@@ -60,57 +55,16 @@ def preflight(config: TrainConfig) -> torch.device:
     return device
 
 
-def _check_same_everywhere(state: TrainState, dataset_sha256: str) -> None:
-    """RuntimeError unless all processes begin with the same settings, images, weights and step."""
-    settings = {name: value for name, value in asdict(state.config).items() if name not in LOCAL}
-    digest = hashlib.sha256(json.dumps([settings, dataset_sha256, state.step]).encode())
-    for network in (state.generator, state.critic):
-        for value in network.state_dict().values():
-            digest.update(value.cpu().contiguous().numpy().tobytes())
-    mine = torch.tensor([int.from_bytes(digest.digest()[:6], "big")], dtype=torch.float64, device=state.device)
-    if not torch.equal(over_processes(mine.clone(), "max"), -over_processes(-mine, "max")):
-        raise RuntimeError("the processes begin with different settings, images or weights: all must have the same")
-
-
-def _check_finite(state: TrainState, losses: Mapping[str, Tensor], first_bad: Tensor, folder: RunFolder | None) -> None:
+def _check_finite(state: TrainState, losses: Mapping[str, Tensor]) -> None:
     bad = [name for name, value in losses.items() if not value.isfinite()]
     for name in ("generator", "critic"):
-        network = getattr(state, name)
-        gradients = [p.grad for p in network.parameters() if p.grad is not None]
-        for what, values in dict(gradients=gradients, weights=network.state_dict().values()).items():
-            if not all(value.isfinite().all() for value in values):
-                bad.append(f"{name} {what}")
+        if not all(value.isfinite().all() for value in getattr(state, name).state_dict().values()):
+            bad.append(f"{name} weights")
     if bad:
-        try:
-            saved = folder.diverged(state) if folder else "the run's folder"
-        except OSError as error:
-            saved = f"nothing, for it could not be written ({error})"
         raise FloatingPointError(
-            f"training diverged: not finite since generator update {first_bad.item() or state.step}: {', '.join(bad)}. "
-            f"The state is saved in {saved}, earlier checkpoints beside it. A new run with a smaller "
-            "lr or a larger weight usually helps."
+            f"training diverged: not finite after generator update {state.step}: {', '.join(bad)}. "
+            "Earlier checkpoints are in the run's folder. A new run with a smaller lr or a larger weight usually helps."
         )
-
-
-class Stopwatch:
-    """Time and throughput of a run; the time of earlier parts of a resumed run counts."""
-
-    def __init__(self, state: TrainState):
-        self.state, self.last, self.then = state, (state.step, state.seconds), time.perf_counter()
-
-    def count(self, training: bool = True) -> None:
-        """What passed since the last call was time of training, or of something else."""
-        now = time.perf_counter()
-        self.state.seconds += (now - self.then) * training
-        self.then = now
-
-    def read(self) -> dict[str, float]:
-        """Seconds trained so far, and real images a second through the critic since the last reading."""
-        self.count()
-        state, (step, seconds) = self.state, self.last
-        self.last = state.step, state.seconds
-        images = (state.step - step) * state.config.critic_steps * state.config.batch_size
-        return dict(images_per_second=round(images / (state.seconds - seconds), 1), seconds=round(state.seconds, 3))
 
 
 def is_due(config: TrainConfig, name: str, step: int) -> bool:
@@ -120,57 +74,50 @@ def is_due(config: TrainConfig, name: str, step: int) -> bool:
 
 
 def _write_down(
-    state: TrainState, images: Tensor, folder: RunFolder, evaluator: Evaluator | None, clock: Stopwatch, due: set[str]
+    state: TrainState, images: Tensor, folder: RunFolder, evaluator: Evaluator | None, due: set[str]
 ) -> None:
     """What is due after this update: numbers, samples, evaluation, checkpoint."""
+    about: dict[str, Any] = dict(step=state.step, seconds=round(state.seconds, 3))
     if "log" in due:
         numbers = {name: value.item() for name, value in state.losses.items()}
         norms = gradient_norms(state, images)
         means = {f"norm_{name}": norms[name].mean().item() for name in ("euclidean", "wasserstein")}
-        folder.metrics(dict(step=state.step) | numbers | means | clock.read())
+        folder.metrics(about | numbers | means)
     if "sample" in due:
         folder.samples(state.step, draw_samples(state))
     if "eval" in due and evaluator:
-        clock.count()
-        about = dict(step=state.step, seconds=round(state.seconds, 3))
         folder.evaluation(about | evaluator(draw_many(state, evaluator.samples)), state)
-        clock.count(training=False)
     if "checkpoint" in due:
         folder.checkpoint(state)
 
 
 def _train_loop(
-    state: TrainState,
-    images: Tensor,
-    folder: RunFolder | None,
-    evaluator: Evaluator | None,
-    stop: list[int],
-    progress: bool,
-) -> None:
-    config, ground, clock = state.config, state.config.ground(), Stopwatch(state)
+    state: TrainState, images: Tensor, folder: RunFolder | None, evaluator: Evaluator | None,
+    stop: list[int], progress: bool,
+) -> None:  # fmt: skip
+    config, ground = state.config, state.config.ground()
     if folder and folder.fresh:
         folder.samples(0, draw_samples(state))
         folder.checkpoint(state)  # whatever has come farther than this has a checkpoint
-    first_bad = torch.zeros((), dtype=torch.long, device=state.device)  # update of the first loss that is not finite
     todo, about = range(state.step + 1, config.steps + 1), f"{config.dataset}, {config.penalty}"
     updates = Progress(todo, about, config.steps, initial=state.step, unit="update", disable=not progress)
     for step in updates:
+        began = time.perf_counter()
         if config.length_end is not None:
             ground = config.ground(state.step)
         losses = update(state, images, ground)
-        finite = torch.stack(list(losses.values())).isfinite().all()
-        first_bad = torch.where(finite | (first_bad > 0), first_bad, step)
         state.step = step
         stopping = bool(stop)
         if state.world_size > 1:  # all stop after the same update
-            stopping = bool(over_processes(torch.tensor(float(stopping), device=state.device), "max"))
+            stopping = bool(average(torch.tensor(float(stopping), device=state.device)))
         due = {name for name in ("log", "sample", "eval", "checkpoint") if is_due(config, name, step)}
         if due or stopping:
-            means = over_processes(torch.stack(list(losses.values())))
+            means = average(torch.stack(list(losses.values())))
             state.losses = losses = dict(zip(losses, means.unbind()))
-            _check_finite(state, losses, first_bad, folder)
+            _check_finite(state, losses)  # waits for the device
+        state.seconds += time.perf_counter() - began
         if folder:
-            _write_down(state, images, folder, evaluator, clock, due | ({"checkpoint"} if stopping else set()))
+            _write_down(state, images, folder, evaluator, due | ({"checkpoint"} if stopping else set()))
         if "log" in due:
             updates.set_postfix(distance=f"{losses['distance'].item():.3f}", refresh=False)
         if stopping:
@@ -215,8 +162,9 @@ def _train(config: TrainConfig, device: torch.device, progress: bool) -> Run:
         state = TrainState(config, images.shape[1], device)
         if checkpoint:
             state.load_state_dict(checkpoint)
-        if state.world_size > 1:
-            _check_same_everywhere(state, found["dataset_sha256"])
+        settings = {name: value for name, value in asdict(config).items() if name not in LOCAL}
+        if not same_everywhere((settings, found["dataset_sha256"], state.step)):
+            raise RuntimeError("the processes begin with different settings, images or updates: all must have the same")
         stack.enter_context(repeatable_convolutions())
         if config.compile:
             torch.compiler.reset()  # earlier runs count against torch's limit, beyond which it silently stays eager
