@@ -322,6 +322,13 @@ def test_read_only_data_dir(tmp_path, monkeypatch):
         load_images("digits", tmp_path, 8)
 
 
+def test_a_data_dir_that_cannot_be_written_is_prepared_in_the_users_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("wwgan.data.os.access", lambda path, mode: False)
+    load_images("digits", tmp_path / "data", 8)
+    assert len([*(tmp_path / "home" / "wwgan").glob("digits-*.npy")]) == 1
+
+
 # ---- layouts
 
 

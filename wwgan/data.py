@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -70,9 +71,10 @@ def load_images(
     holds the data sets, or the data set's own; default: data/ of the repository. size: height and width in pixels, to
     which each picture's largest centred square is resized; default: `default_size(dataset)`. split: "train" or "test".
 
-    The first call prepares the array in <data_dir>/cache, later ones compare it with its checksum and open it. Writing
-    to the tensor never reaches the file. ValueError for a wrong argument and for unusable pictures; FileNotFoundError
-    for missing data; OSError without room for the array, or where the folder cannot be written.
+    The first call prepares the array in <data_dir>/cache, or in the user's cache folder if that cannot be written;
+    later ones compare it with its checksum and open it. Writing to the tensor never reaches the file. ValueError for a
+    wrong argument and for unusable pictures; FileNotFoundError for missing data; OSError without room for the array, or
+    where it cannot be written.
     """
     size = default_size(dataset) if size is None else size
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
@@ -81,8 +83,8 @@ def load_images(
     source, (kind, path) = find(dataset, data_dir, split), parse(dataset)
     fingerprint = hashlib.sha256(repr((_CACHE_FORMAT, kind, split, size, source.files)).encode()).hexdigest()[:16]
     label = re.sub(r"[^\w.-]+", "_", Path(path).name or kind)[:40]
-    place = data_dir / "cache" / f"{label}-{split}-{size}-{fingerprint}.npy"
-    return kept(place, _open, lambda path: _prepare(source, size, path))
+    name = f"{label}-{split}-{size}-{fingerprint}.npy"
+    return kept(_cache_folder(data_dir, name) / name, _open, lambda path: _prepare(source, size, path))
 
 
 def load_labels(dataset: str = "digits", data_dir: str | Path | None = None, split: str = "train") -> torch.Tensor:
@@ -102,6 +104,17 @@ def _data_folder(data_dir: str | Path | None) -> Path:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"data_dir expects a folder, {folder} is a file")
     return folder
+
+
+def _cache_folder(data_dir: Path, name: str) -> Path:
+    """Where the array of that name is or will be: in the user's cache if data_dir neither has it nor can be written."""
+    folder, home = data_dir / "cache", os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    usable = (
+        (folder / name).is_file() or os.access(folder, os.W_OK) or not os.path.isabs(home)
+    )  # an account without home
+    return folder if usable else Path(home, "wwgan")
 
 
 # ---- one picture
