@@ -87,16 +87,10 @@ def test_a_run_cut_off_at_any_moment_goes_on_and_ends_as_if_it_had_not_been(
     assert "lacks" not in capsys.readouterr().err  # no line on a checkpoint's books
 
 
-def begun(run_dir, data_dir, before):
-    """In a process of its own: starts or resumes a run; `before` is code that is executed first."""
-    exec(before, {})
+def begun(run_dir, data_dir):
+    """In a process of its own: starts or resumes a run."""
     given = dict(resume=True) if (run_dir / "config.json").exists() else LONGER | dict(data_dir=data_dir)
     return training.main([f"--{name}={value}" for name, value in (given | dict(run_dir=run_dir)).items()])
-
-
-@pytest.fixture
-def start(fork, data_dir):
-    return lambda run_dir, before="": fork(begun, run_dir, data_dir, before)
 
 
 @pytest.fixture(scope="module")
@@ -106,64 +100,27 @@ def longer(tmp_path_factory, data_dir):
     return train(make_config(**LONGER, run_dir=run_dir, data_dir=data_dir), progress=False).run_dir
 
 
-def ended(process):
-    _, err = process.communicate()
-    return process.returncode, err
-
-
 @pytest.mark.slow
-def test_run_killed_at_random_moments_ends_as_if_it_had_not_been(tmp_path, start, longer, tally):
-    chance, killed = random.Random(24), 0
-    for attempt in range(100):
-        config, code = tmp_path / str(attempt) / "config.json", None
+def test_run_killed_at_random_moments_ends_as_if_it_had_not_been(tmp_path, fork, data_dir, longer, tally):
+    chance, hits = random.Random(24), 0
+    for attempt in range(8):
+        config, code, killed = tmp_path / str(attempt) / "config.json", None, 0
         while code != 0:
             written = config.stat().st_mtime_ns if config.exists() else None
-            with tally("kills", "at random moments", 0):
-                process = start(config.parent)
-                while process.poll() is None and (not config.exists() or config.stat().st_mtime_ns == written):
-                    time.sleep(0.002)
-                time.sleep(chance.uniform(0, 1) if killed < 60 else 0)
-                if killed < 60:
-                    process.kill()
-                code, err = ended(process)
-                assert code in (0, -signal.SIGKILL), err
+            process = fork(begun, config.parent, data_dir)
+            while process.poll() is None and (not config.exists() or config.stat().st_mtime_ns == written):
+                time.sleep(0.002)
+            time.sleep(chance.uniform(0, 1))
+            if killed < 10:
+                process.kill()
+            _, err = process.communicate()
+            code = process.returncode
+            assert code in (0, -signal.SIGKILL), err
             killed += code != 0
-        with tally("kills", "at random moments", killed if killed >= 60 else 0):
+        with tally("kills", "at random moments", killed):
             assert_equal_runs(config.parent, longer)
-        if killed >= 60:
-            return
-    raise AssertionError(f"only {killed} kills hit a running process")
-
-
-KILL = """
-import os, signal
-calls, original = 0, os.{name}
-def deadly(*arguments):
-    global calls
-    calls += 1
-    result = original(*arguments) if {after} or calls < {call} else None
-    return os.kill(os.getpid(), signal.SIGKILL) if calls == {call} else result
-os.{name} = deadly
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name, after", [("fsync", False), ("replace", False), ("replace", True), ("unlink", False)])
-@pytest.mark.parametrize("call", [2, 5, 30])
-def test_run_killed_three_times_in_the_middle_of_writing_goes_on(tmp_path, start, longer, tally, name, after, call):
-    """Also the resumed run is killed there, if it comes there."""
-    with tally("kills", "in the middle of writing a file"):
-        ends = [ended(start(tmp_path / "run", KILL.format(name=name, after=after, call=call))) for _ in range(3)]
-        assert ends[0][0] == -signal.SIGKILL and {code for code, _ in ends} <= {0, -signal.SIGKILL}, ends
-        assert ended(start(tmp_path / "run"))[0] == 0
-        assert_equal_runs(tmp_path / "run", longer)
-
-
-@pytest.mark.slow
-def test_two_processes_starting_in_one_folder_leave_one_whole_run(tmp_path, start, longer):
-    results = [ended(process) for process in [start(tmp_path / "run") for _ in range(2)]]
-    assert sorted(code for code, _ in results) in ([0, 1], [0, 2]), results
-    assert_equal_runs(tmp_path / "run", longer)
+        hits += killed
+    assert hits >= 8, "the processes end before they are killed"
 
 
 def without_streams(how, arguments):
@@ -190,16 +147,6 @@ def test_streams_that_fail_cost_no_run_and_no_exit_code(tmp_path, data_dir, fork
     said, error = process.communicate()
     assert process.returncode == 0 and read_checkpoint(run_dir)["step"] == 3, error
     assert how != "ascii" or "r\\xfcn" in said
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("streams", ["2>&1 | head -c1; exit ${PIPESTATUS[0]}", "2>&-", ">/dev/full", ">&- 2>&- <&-"])
-@pytest.mark.parametrize("program", ["wwgan train", "wwgan.training"])
-def test_streams_of_a_shell_that_fail_cost_no_exit_code(tmp_path, data_dir, streams, program):
-    options = f"--preset smoke --device cpu --steps 1 --data_dir {data_dir} --run_dir {tmp_path / 'run'}"
-    command = f"{sys.executable} -m {program} {options} {streams}"
-    assert subprocess.run(["bash", "-c", command], capture_output=True, cwd=ROOT).returncode == 0
-    assert read_checkpoint(tmp_path / "run")["step"] == 1
 
 
 @pytest.mark.slow
@@ -276,17 +223,6 @@ def test_full_disk_stops_the_run_with_the_last_good_state(stopped, whole, tally,
         assert read_checkpoint(run_dir)["step"] == 2 and not list(run_dir.rglob(".*.part"))
         resume(run_dir)
         assert_equal_runs(run_dir, whole)
-
-
-def test_read_only_run_folder_is_left_as_it_is(finished_copy, monkeypatch, capsys):
-    """As on a file system mounted read-only, where opening a file for writing fails."""
-    before = contents(finished_copy)
-
-    refusal = OSError(30, "Read-only file system")
-    monkeypatch.setattr("wwgan.files.write_atomically", Mock(side_effect=refusal))
-    code = training.main([f"--run_dir={finished_copy}", "--resume", "--steps=8"])
-    assert code == 1 and "error: [Errno 30] Read-only file system" in capsys.readouterr().err
-    assert contents(finished_copy) == before
 
 
 UNSEEN = ("losses", "seconds", "config", "evaluation")  # of a checkpoint, where numbers may be any
@@ -433,14 +369,6 @@ def test_lines_that_a_log_lacks_are_named_and_the_run_goes_on(finished_copy, cap
     assert f"{log} lacks 3 of its lines, those of updates 4, 5, 6" in capsys.readouterr().err
     resume(finished_copy, steps=8)
     assert "lacks" not in capsys.readouterr().err
-
-
-@pytest.mark.skipif(not shutil.which("sha256sum"), reason="no sha256sum on this machine")
-def test_checksums_are_those_of_sha256sum(finished):
-    names = sorted(path.name for path in finished.run_dir.glob("checkpoints/*.sha256"))
-    command = ["sha256sum", "--check", "--strict", *names]
-    subprocess.run(command, cwd=finished.run_dir / "checkpoints", check=True, capture_output=True)
-    assert len(names) == 4  # three steps and the best
 
 
 class _Hostile(str):
