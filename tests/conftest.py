@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -51,53 +50,8 @@ def once(tmp_path_factory):
     return shared
 
 
-@pytest.fixture
-def spawn():
-    """spawn(*arguments, **environment): a Python process with pipes; interrupted as by default; ended with the test."""
-    started = []
-
-    def begin(*arguments, **environment):
-        environment = os.environ | dict(PYTHONPATH=str(ROOT)) | environment
-        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
-        allow = dict(preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
-        started.append(subprocess.Popen([sys.executable, *map(str, arguments)], **pipes, **allow))
-        return started[-1]
-
-    yield begin
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
 # by the process that others are forked from
 IMPORTED = ["pytest", "wwgan.training", "torchvision.utils", "torch.utils.tensorboard", "torch._dynamo"]
-
-
-class Forked:
-    """A process as `subprocess.Popen` has it, which calls a function; what it says goes to files in `folder`."""
-
-    def __init__(self, folder, function, arguments, environment):
-        self.files = [folder / f"{uuid.uuid4().hex}.{name}" for name in ("out", "err")]
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(IMPORTED)
-        self.process = context.Process(target=call, args=(self.files, function, arguments, environment))
-        self.process.start()
-
-    def communicate(self, timeout=120):
-        self.process.join(timeout)
-        assert self.process.exitcode is not None, "the process does not end"
-        return [file.read_text() for file in self.files]
-
-    def poll(self):
-        return self.process.exitcode
-
-    returncode = property(poll)
-
-    def kill(self):
-        self.process.kill()
-
-    def send_signal(self, number):
-        os.kill(self.process.pid, number)
 
 
 def call(files, function, arguments, environment):
@@ -113,15 +67,28 @@ def call(files, function, arguments, environment):
 def fork(tmp_path):
     """fork(function, *arguments, **environment): calls it in a process that is there at once; ended with the test."""
     started = []
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
 
     def begin(function, *arguments, **environment):
-        started.append(Forked(tmp_path, function, arguments, environment))
-        return started[-1]
+        files = [tmp_path / f"{len(started)}.{name}" for name in ("out", "err")]
+        process = context.Process(target=call, args=(files, function, arguments, environment))
+        process.files = files
+        started.append(process)
+        process.start()
+        return process
 
     yield begin
     for process in started:
         process.kill()
-        process.communicate()
+        process.join()
+
+
+def ended(process, timeout=120):
+    """The exit code of a process of `fork`, and what it said on standard output and standard error."""
+    process.join(timeout)
+    assert process.exitcode is not None, "the process does not end"
+    return process.exitcode, *(file.read_text() for file in process.files)
 
 
 @pytest.fixture

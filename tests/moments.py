@@ -17,7 +17,7 @@ DIFFERS = ("seconds", "images_per_second", "logs", *runs.LOCAL)  # from run to r
 def bits(value):
     """Plain values to be compared by ==: tensors by type, shape and bytes, without what differs."""
     if isinstance(value, torch.Tensor):
-        return value.dtype, tuple(value.shape), value.numpy().tobytes()
+        return value.dtype, tuple(value.shape), value.cpu().numpy().tobytes()
     if isinstance(value, dict):
         return {name: bits(entry) for name, entry in value.items() if name not in DIFFERS}
     return [bits(entry) for entry in value] if isinstance(value, (list, tuple)) else value

@@ -146,15 +146,7 @@ def test_a_package_of_an_extra_that_is_missing_is_named(wwgan, finished_copy, tm
 
 def test_train_does_without_the_notebook_stack(wwgan, tmp_path, data_dir, monkeypatch):
     """What is imported at once, tests/test_packaging.py looks at."""
-    for name in (
-        "IPython",
-        "jupyter",
-        "papermill",
-        "nbconvert",
-        "matplotlib",
-        "torch.utils.tensorboard",
-        "safetensors",
-    ):
+    for name in "IPython jupyter papermill nbconvert matplotlib torch.utils.tensorboard safetensors".split():
         monkeypatch.setitem(sys.modules, name, None)  # importing any of these fails
     code, out, err = wwgan("train", "--preset", "smoke", "--data_dir", data_dir, "--run_dir", tmp_path / "run")
     assert code == 0 and str(tmp_path / "run") in out, err

@@ -1,8 +1,6 @@
 """Scores against closed forms, other routes and torch-fidelity's command; what they notice and what they refuse."""
 
 import json
-import pickle
-import resource
 import shutil
 import subprocess
 import sys
@@ -157,23 +155,11 @@ def test_missing_inception_weights_are_an_error_that_says_what_to_put_where(tmp_
     assert not list(tmp_path.iterdir())
 
 
-class Hostile:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-def test_other_weights_are_refused_and_hostile_ones_run_no_code(tmp_path, monkeypatch):
-    path, touched = tmp_path / "weights.pth", tmp_path / "touched"
-    path.write_bytes(pickle.dumps(Hostile(touched)))
+def test_other_weights_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    (tmp_path / "weights.pth").write_bytes(b"other")
+    monkeypatch.setattr(torch, "load", lambda *a, **k: pytest.fail("they were read"))
     with pytest.raises(ValueError, match="does not hold the weights of FID"):
-        image_features(pictures(2), "inception", path)
-    monkeypatch.setattr(evaluation, "_INCEPTION_SHA256", "")
-    with pytest.raises(pickle.UnpicklingError):
-        image_features(pictures(2), "inception", path)
-    assert not touched.exists()
+        image_features(pictures(2), "inception", tmp_path / "weights.pth")
 
 
 def make_evaluator(images, **changes):
@@ -234,33 +220,18 @@ def test_statistics_are_kept_by_content(tmp_path, digits, computed):
 
 
 def test_damaged_statistics_are_noticed_named_and_computed_anew(tmp_path, digits, computed, capsys):
+    """Every kind of damage to them, test_reliability.py tries."""
     first = make_evaluator(digits[:40], samples=10, cache_dir=tmp_path)
     (path,) = tmp_path.glob("*.pt")
-    whole, random = path.read_bytes(), torch.Generator().manual_seed(0)
-    places = torch.randint(8 * len(whole), (20,), generator=random).tolist()
-    flipped = [whole[: k // 8] + bytes([whole[k // 8] ^ 1 << k % 8]) + whole[k // 8 + 1 :] for k in places]
-    for damaged in (*flipped, b"", whole[:1000], whole[:-1], whole[32:], pickle.dumps(Hostile(tmp_path / "touched"))):
-        path.write_bytes(damaged)
-        computed.clear()
-        assert make_evaluator(digits[:40], samples=10, cache_dir=tmp_path).protocol == first.protocol
-        assert computed and f"{path} is damaged" in capsys.readouterr().err
-        assert path.read_bytes() == whole and list(tmp_path.glob("*.pt")) == [path]
-    assert not (tmp_path / "touched").exists()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:])
+    assert make_evaluator(digits[:40], samples=10, cache_dir=tmp_path).protocol == first.protocol
+    assert len(computed) == 2 and f"{path} is damaged" in capsys.readouterr().err
+    assert path.read_bytes() == whole and list(tmp_path.glob("*.pt")) == [path]
     make_evaluator(digits[:50], samples=10, cache_dir=tmp_path / "other")
     for other in (tmp_path / "other").glob("*.pt*"):  # whole, with the checksum that belongs to it
         shutil.copy(other, path.with_name(other.name.replace(other.name.split(".")[0], path.stem)))
     assert make_evaluator(digits[:40], samples=10, cache_dir=tmp_path).protocol == first.protocol
-
-
-def test_a_full_disk_is_an_error_and_leaves_no_half_of_a_file(tmp_path, digits):
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))  # Python ignores the signal: writing fails
-    try:
-        with pytest.raises(OSError):
-            make_evaluator(digits[:40], cache_dir=tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
 
 
 def test_a_score_that_is_not_finite_is_not_returned(digits, monkeypatch):

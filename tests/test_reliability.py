@@ -22,7 +22,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, ended
 from filelock import FileLock
 from moments import assert_equal_runs, bits, contents, recorded, shown_by_tensorboard
 
@@ -108,13 +108,12 @@ def test_run_killed_at_random_moments_ends_as_if_it_had_not_been(tmp_path, fork,
         while code != 0:
             written = config.stat().st_mtime_ns if config.exists() else None
             process = fork(begun, config.parent, data_dir)
-            while process.poll() is None and (not config.exists() or config.stat().st_mtime_ns == written):
+            while process.is_alive() and (not config.exists() or config.stat().st_mtime_ns == written):
                 time.sleep(0.002)
             time.sleep(chance.uniform(0, 1))
             if killed < 10:
                 process.kill()
-            _, err = process.communicate()
-            code = process.returncode
+            code, _, err = ended(process)
             assert code in (0, -signal.SIGKILL), err
             killed += code != 0
         with tally("kills", "at random moments", killed):
@@ -143,9 +142,8 @@ def without_streams(how, arguments):
 def test_streams_that_fail_cost_no_run_and_no_exit_code(tmp_path, data_dir, fork, how):
     run_dir = tmp_path / "rün"
     options = [f"--{name}={value}" for name, value in (SETTINGS | dict(run_dir=run_dir, data_dir=data_dir)).items()]
-    process = fork(without_streams, how, ["train", *options])
-    said, error = process.communicate()
-    assert process.returncode == 0 and read_checkpoint(run_dir)["step"] == 3, error
+    code, said, error = ended(fork(without_streams, how, ["train", *options]))
+    assert code == 0 and read_checkpoint(run_dir)["step"] == 3, error
     assert how != "ascii" or "r\\xfcn" in said
 
 
@@ -389,6 +387,7 @@ SPOILT = [
     ("provenance.json", "[]", "provenance.json does not say"),
     ("provenance.json", '{"dataset_sha256": "", "dataset_shape": []}', "provenance.json is damaged"),
     ("evaluations.jsonl", '{"step": 1}\n', "evaluations.jsonl must have scores"),
+    ("evaluations.jsonl", json.dumps(dict(step=2, scores={}, floor={}, protocol=dict(features="nose"))), "have scores"),
     ("metrics.jsonl", "{}\n", "line 1 of .*metrics.jsonl"),
     ("metrics.jsonl", f'{{"step": {2**64}}}\n', "line 1 of .*metrics.jsonl"),
     ("metrics.jsonl", '{"step": 3, "norm": 1}\n', "metrics.jsonl is damaged: what it says of update 3"),

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, ended
 
 from wwgan.evidence import figures, statistics
 from wwgan.evidence import study as studies
@@ -188,13 +188,13 @@ def is_running(pid):
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes as Linux shows them")
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_killed_process_fails_its_run_alone_and_a_study_that_ends_saves_the_others(
-    tmp_path, here, data_dir, spawn, how
+    tmp_path, here, data_dir, fork, how
 ):
     settings = {"a": dict(penalty="euclidean"), "b": dict(penalty="wasserstein"), "c": dict(penalty="sobolev")}
     common = COMMON | dict(steps=100_000, eval_interval=0, log_interval=10, checkpoint_interval=100_000)
     (tmp_path / "study.json").write_text(json.dumps(dict(common=common, settings=settings, seeds=[0])))
     where = ["--runs", tmp_path / "runs", "--threads", 1, "--device", "cpu", "--data_dir", data_dir]
-    process = spawn("-m", "wwgan.evidence.study", tmp_path / "study.json", "--workers", 2, *where)
+    process = fork(main, [*map(str, (tmp_path / "study.json", "--workers", 2, *where))])
     logs = lambda name: [*tmp_path.glob(f"runs/{name}/metrics.jsonl")]
     children = []
     try:
@@ -206,8 +206,8 @@ def test_a_killed_process_fails_its_run_alone_and_a_study_that_ends_saves_the_ot
         wait_for(lambda: logs("c-seed0") and logs("c-seed0")[0].stat().st_size)
         children += [pid for pid in children_of(process.pid) if pid not in children]
         assert len(children) == 3 and [*map(is_running, children)] == [False, True, True]
-        process.send_signal(how)
-        assert process.wait(timeout=60) == (-how if how == signal.SIGKILL else 130)
+        os.kill(process.pid, how)
+        assert ended(process)[0] == (-how if how == signal.SIGKILL else 130)
         wait_for(lambda: not any(map(is_running, children)))
     finally:
         for pid in filter(is_running, {*children, *children_of(process.pid)}):
