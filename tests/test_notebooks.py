@@ -79,6 +79,7 @@ def test_parameterised_notebook_keeps_its_tag_and_is_committed_without_outputs(p
     code = cells(path, "code")
     tagged = [cell for cell in code if "parameters" in cell["metadata"].get("tags", [])]
     assert tagged == code[:1], "the first code cell, and no other, has the tag `parameters`"
+    assert any("parameters_of(globals())" in source(cell) for cell in code), "it refuses unknown parameters"
     assert not any(cell["outputs"] for cell in code), "run `nbdev_clean --clear_all` on it, and give the tag back"
 
 

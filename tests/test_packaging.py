@@ -45,13 +45,6 @@ def module_of(requirement: str) -> str:
     return dict(pillow="PIL", POT="ot", **{"scikit-learn": "sklearn"}).get(name, name.replace("-", "_"))
 
 
-@pytest.mark.parametrize("requirement", " ".join(DECLARED[:3]).split())
-def test_what_is_declared_is_installed_and_what_is_imported_when_needed_is_there(requirement):
-    """Some are imported in the middle of a run only, such as gdown, torchvision's downloader for CelebA."""
-    assert importlib.metadata.version(Requirement(requirement).name)
-    assert importlib.util.find_spec(module_of(requirement))
-
-
 def test_modules_import_only_those_before_them_and_at_once_nothing_heavy():
     """torchvision, SciPy, matplotlib and the like are imported in functions."""
     assert PATHS.keys() == {*ORDER}
