@@ -9,9 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -135,43 +134,20 @@ def browser():
 
 
 def pytest_addoption(parser):
-    parser.addoption(
-        "--reliability", type=Path, help="write there how many kills, damages and malformed inputs were tried"
-    )
-
-
-class Tally:
-    """Counts of faults: `with tally("damages", "a bit of a log"):` a fault was tried, and nothing was lost."""
-
-    def __init__(self):
-        self.tried, self.lost = Counter(), Counter()
-
-    @contextmanager
-    def __call__(self, kind, what, count=1):
-        self.tried[kind, what] += count
-        try:
-            yield
-        except BaseException:
-            self.lost[kind] += 1
-            raise
-
-    def record(self):
-        found = {kind: dict(tried=0, lost=self.lost[kind], of_these={}) for kind, _ in sorted(self.tried)}
-        for (kind, what), count in sorted(self.tried.items()):
-            found[kind]["tried"] += count
-            found[kind]["of_these"][what] = count
-        return found
+    parser.addoption("--reliability", type=Path, help="write there how many faults of which kind were tried")
 
 
 @pytest.fixture(scope="session")
 def tally(request):
-    """Counts of faults; written down at the end if --reliability says where."""
-    tried = Tally()
-    yield tried
-    path = request.config.getoption("--reliability")
-    if path:
+    """tally(kind, what): counts faults that are tried, one or more; a failed test says that something was lost.
+
+    If --reliability says where, the counts are written down at the end.
+    """
+    tried = defaultdict(Counter)
+    yield lambda kind, what, count=1: tried[kind].update({what: count})
+    if path := request.config.getoption("--reliability"):
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
         origin = dict(git_commit=commit or None, python=platform.python_version(), torch=version("torch"))
         origin |= dict(platform=f"{platform.system()} {platform.machine()}", finished=time.strftime("%Y-%m-%d"))
-        faults = dict(faults=sum(tried.tried.values()), failed_tests=request.session.testsfailed)
-        path.write_text(json.dumps(faults | tried.record() | dict(provenance=origin), indent=1) + "\n")
+        faults = dict(faults=sum(counts.total() for counts in tried.values()), lost=request.session.testsfailed)
+        path.write_text(json.dumps(faults | dict(tried=tried, provenance=origin), indent=1, sort_keys=True) + "\n")

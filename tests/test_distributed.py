@@ -119,16 +119,16 @@ def endless(tmp_path, data_dir, start):
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_lost_process_ends_the_others_soon_with_a_state_to_go_on_from(endless, tally, lost):
     run_dir, processes = endless
-    with tally("kills", "one of two processes"):
-        processes[lost].kill()
-        code, _, error = ended(processes[1 - lost])
-        last = error.strip().splitlines()[-1]
-        assert code == 1 and "resume=true" in last
-        assert last.startswith(f"error: process {1 - lost} of 2 ended, because it or another")
-        done = runs.read_checkpoint(run_dir)["step"]
-        assert done >= 10
-        resumed = runs.run_config(run_dir=run_dir, resume=True, steps=done + 2)
-        assert train(resumed, progress=False).state.step == done + 2
+    tally("kills", "one of two processes")
+    processes[lost].kill()
+    code, _, error = ended(processes[1 - lost])
+    last = error.strip().splitlines()[-1]
+    assert code == 1 and "resume=true" in last
+    assert last.startswith(f"error: process {1 - lost} of 2 ended, because it or another")
+    done = runs.read_checkpoint(run_dir)["step"]
+    assert done >= 10
+    resumed = runs.run_config(run_dir=run_dir, resume=True, steps=done + 2)
+    assert train(resumed, progress=False).state.step == done + 2
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])

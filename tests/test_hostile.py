@@ -94,13 +94,13 @@ for name, kind in perturbation.PERTURBATIONS.items():
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_odd_images_give_a_finite_result_or_an_error_that_says_what_was_wrong(function, tally):
     for name, images in IMAGES.items():
-        with tally("inputs", "odd images"):
-            try:
-                result = FUNCTIONS[function](images)
-            except ValueError as error:
-                assert 10 < len(str(error)) < 500 and "\n" not in str(error).strip(), (name, str(error))
-                continue
-            assert result.float().isfinite().all() or name in ("not a number", "infinite"), f"{name}: {result}"
+        tally("inputs", "odd images")
+        try:
+            result = FUNCTIONS[function](images)
+        except ValueError as error:
+            assert 10 < len(str(error)) < 500 and "\n" not in str(error).strip(), (name, str(error))
+            continue
+        assert result.float().isfinite().all() or name in ("not a number", "infinite"), f"{name}: {result}"
 
 
 NASTY = ["", " ", "1" * 400, "a\nb", "$(touch owned)", "`touch owned`", "; touch owned"]
@@ -123,7 +123,8 @@ def test_malformed_options_are_refused_with_one_line_and_nothing_is_written(tmp_
     """On the command line, where all are texts, and with their types, as papermill gives them."""
     before = listing(tmp_path)
     given = dict(dataset="folder:nowhere", run_dir="run", data_dir="data", steps="1") | options
-    with tally("inputs", "malformed options"), pytest.MonkeyPatch.context() as patch:
+    tally("inputs", "malformed options")
+    with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
         code = training.main([f"--{name}={value}" for name, value in given.items()])
         error = capsys.readouterr().err
@@ -145,10 +146,10 @@ PLAIN = st.recursive(
 @example(dict(step=4, config=dict(lr="fast")))
 @example(dict(config={}))
 def test_foreign_checkpoints_with_a_right_checksum_are_refused(tmp_path, tally, content):
-    with tally("inputs", "foreign checkpoints"):
-        save_checkpoint(tmp_path / "step_0000001.pt", content)
-        with pytest.raises(ValueError, match="step_0000001.pt is not a checkpoint of a run|lr must be a number"):
-            load_checkpoint(tmp_path / "step_0000001.pt")
+    tally("inputs", "foreign checkpoints")
+    save_checkpoint(tmp_path / "step_0000001.pt", content)
+    with pytest.raises(ValueError, match="step_0000001.pt is not a checkpoint of a run|lr must be a number"):
+        load_checkpoint(tmp_path / "step_0000001.pt")
 
 
 READERS = {
@@ -163,12 +164,12 @@ READERS = {
 @quiet
 @given(content=st.one_of(st.binary(max_size=60), PLAIN.map(lambda value: json.dumps(value).encode() + b"\n")))
 def test_malformed_files_are_refused_by_name(tmp_path, tally, name, content):
-    with tally("inputs", f"malformed {name}"):
-        (tmp_path / name).write_bytes(content)
-        try:
-            READERS[name](tmp_path / name)
-        except (ValueError, FileNotFoundError) as error:
-            assert name in str(error) or f"the records in {tmp_path}" in str(error), error
+    tally("inputs", f"malformed {name}")
+    (tmp_path / name).write_bytes(content)
+    try:
+        READERS[name](tmp_path / name)
+    except (ValueError, FileNotFoundError) as error:
+        assert name in str(error) or f"the records in {tmp_path}" in str(error), error
 
 
 @pytest.mark.parametrize("dataset", ["folder:../../etc", "digits", "folder:a/../b"])

@@ -73,7 +73,8 @@ def test_a_run_cut_off_at_any_moment_goes_on_and_ends_as_if_it_had_not_been(
     compared = [copy for copy in copies if " kill " in copy.name and again is None][::7]
     for copy in copies:
         kind = "power cuts" if " cut " in copy.name else "kills"
-        with tally(kind, "replayed at every write of a run"), monkeypatch.context() as patch:
+        tally(kind, "replayed at every write of a run")
+        with monkeypatch.context() as patch:
             if copy not in compared:
                 patch.setattr(runs, "_event_writer", lambda *_: None)  # slow as well
             if (copy / "config.json").exists():
@@ -116,8 +117,8 @@ def test_run_killed_at_random_moments_ends_as_if_it_had_not_been(tmp_path, fork,
             code, _, err = ended(process)
             assert code in (0, -signal.SIGKILL), err
             killed += code != 0
-        with tally("kills", "at random moments", killed):
-            assert_equal_runs(config.parent, longer)
+        tally("kills", "at random moments", killed)
+        assert_equal_runs(config.parent, longer)
         hits += killed
     assert hits >= 8, "the processes end before they are killed"
 
@@ -181,13 +182,13 @@ def stopped(tmp_path, data_dir, monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_save_the_state_and_the_command_that_goes_on_can_be_pasted(stopped, whole, tally, capsys, number):
-    with tally("kills", "signals"):
-        code, run_dir = stopped(number)
-        err = capsys.readouterr().err
-        assert code == 128 + number and "Traceback" not in err and read_checkpoint(run_dir)["step"] == 2
-        program, *words = shlex.split(err.splitlines()[-1].partition("or: ")[2])
-        assert program == "wwgan" and cli.main(words) == 0
-        assert_equal_runs(run_dir, whole)
+    tally("kills", "signals")
+    code, run_dir = stopped(number)
+    err = capsys.readouterr().err
+    assert code == 128 + number and "Traceback" not in err and read_checkpoint(run_dir)["step"] == 2
+    program, *words = shlex.split(err.splitlines()[-1].partition("or: ")[2])
+    assert program == "wwgan" and cli.main(words) == 0
+    assert_equal_runs(run_dir, whole)
 
 
 def test_a_second_signal_ends_as_without_a_run_and_other_threads_are_left_alone():
@@ -210,17 +211,17 @@ def test_a_second_signal_ends_as_without_a_run_and_other_threads_are_left_alone(
 def test_full_disk_stops_the_run_with_the_last_good_state(stopped, whole, tally, capsys):
     _, run_dir = stopped(signal.SIGTERM)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with tally("kills", "full disks"):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, before[1]))  # Python ignores the signal: writing fails
-        try:
-            code = training.main([f"--run_dir={run_dir}", "--resume"])
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        err = capsys.readouterr().err
-        assert code == 1 and err.strip().splitlines()[-1].startswith("error: [Errno") and "Traceback" not in err
-        assert read_checkpoint(run_dir)["step"] == 2 and not list(run_dir.rglob(".*.part"))
-        resume(run_dir)
-        assert_equal_runs(run_dir, whole)
+    tally("kills", "full disks")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, before[1]))  # Python ignores the signal: writing fails
+    try:
+        code = training.main([f"--run_dir={run_dir}", "--resume"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    err = capsys.readouterr().err
+    assert code == 1 and err.strip().splitlines()[-1].startswith("error: [Errno") and "Traceback" not in err
+    assert read_checkpoint(run_dir)["step"] == 2 and not list(run_dir.rglob(".*.part"))
+    resume(run_dir)
+    assert_equal_runs(run_dir, whole)
 
 
 UNSEEN = ("losses", "seconds", "config", "evaluation")  # of a checkpoint, where numbers may be any
@@ -293,20 +294,20 @@ def test_damage_to_any_file_is_named_or_changes_no_number(tmp_path, data_dir, wh
                 continue
             copy = shutil.copytree(undamaged, tmp_path / "copy")
             damaged = copy / path.relative_to(undamaged)
-            with tally("damages", f"{what}, {re.sub('[0-9a-f]{7,}', 'N', path.name)}"):
-                damaged.write_bytes(content) if type(content) is bytes else save_checkpoint(damaged, content)
-                code, error, left = outcome(copy)
-                names = [damaged.name.removesuffix(".sha256"), *(["jsonl"] if what == "a tensor" else [])]
-                assert "Traceback" not in error, error
-                assert code == 0 or any(name in error for name in names), (what, error)
-                for name in left or ():
-                    gaps = f"{name}.jsonl lacks" in error and all(line in expected[name] for line in left[name])
-                    assert left[name] == expected[name] or gaps, (what, name, error)
-                if path.name.startswith("best"):
-                    try:
-                        assert bits(load_run(copy / "run", "cpu", best=True).state.state_dict()) == best
-                    except ValueError as refused:
-                        assert any(name in str(refused) for name in names)
+            tally("damages", f"{what}, {re.sub('[0-9a-f]{7,}', 'N', path.name)}")
+            damaged.write_bytes(content) if type(content) is bytes else save_checkpoint(damaged, content)
+            code, error, left = outcome(copy)
+            names = [damaged.name.removesuffix(".sha256"), *(["jsonl"] if what == "a tensor" else [])]
+            assert "Traceback" not in error, error
+            assert code == 0 or any(name in error for name in names), (what, error)
+            for name in left or ():
+                gaps = f"{name}.jsonl lacks" in error and all(line in expected[name] for line in left[name])
+                assert left[name] == expected[name] or gaps, (what, name, error)
+            if path.name.startswith("best"):
+                try:
+                    assert bits(load_run(copy / "run", "cpu", best=True).state.state_dict()) == best
+                except ValueError as refused:
+                    assert any(name in str(refused) for name in names)
             shutil.rmtree(copy)
 
 
