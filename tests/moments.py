@@ -39,10 +39,10 @@ def what_a_run_left(run_dir):
     )
 
 
-def shown_by_tensorboard(run_dir):
+def shown_by_tensorboard(run_dir, name="distance"):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    return [(event.step, event.value) for event in EventAccumulator(str(run_dir)).Reload().Scalars("distance")]
+    return [(event.step, event.value) for event in EventAccumulator(str(run_dir)).Reload().Scalars(name)]
 
 
 @functools.lru_cache(maxsize=4)

@@ -163,17 +163,16 @@ def test_bad_picture_is_named_and_leaves_nothing(folder, tmp_path, monkeypatch, 
 
 def test_bad_files_are_named_together(folder):
     root, load = folder
-    small, broken = {4, 8, 10, 11, 13, 14, 16, 17}, {0, 3, 21, 22}
-    for k in range(23):
-        picture(root / f"{k:02d}.png", (8, 8) if k in small else (32, 32))
-    for k in broken:
-        (root / f"{k:02d}.png").write_bytes(b"nothing" * k)
+    for k in range(12):
+        picture(root / f"{k:02d}.png", (8, 8))
+    picture(root / "good.png")
+    (root / "00.png").write_bytes(b"nothing")
     with pytest.raises(ValueError) as error:
         load()
     first, *lines = str(error.value).splitlines()
-    assert first == "12 of 23 images cannot be used:" and len(lines) == 10
-    assert all(f"{k:02d}.png" in line for k, line in zip(sorted(small | broken), lines))
-    assert "cannot be read as an image" in lines[0] and "too small for size=16" in lines[2]
+    assert first == "12 of 13 images cannot be used:" and len(lines) == 10
+    assert all(f"{k:02d}.png" in line for k, line in enumerate(lines))
+    assert "cannot be read as an image" in lines[0] and "too small for size=16" in lines[1]
 
 
 BAD_ARGUMENTS = [

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import FunctionType
 from urllib.parse import unquote, urlsplit
 
-import nbformat.v4 as v4
 import pytest
 from bs4 import BeautifulSoup
 from conftest import ROOT
@@ -123,13 +122,3 @@ def test_page_in_a_browser_without_a_network(site, browser, name):
     assert requests and not [url for url in requests if not url.startswith(("file:", "data:", "blob:"))]
     assert not complaints
     page.close()
-
-
-def test_notebooks_are_run_and_a_failing_one_fails_the_build(tmp_path):
-    code = "import os; raise OSError('IN_TEST is ' + os.environ['IN_TEST'])"
-    cells = [v4.new_markdown_cell("# Title"), v4.new_code_cell(code)]
-    notebook = v4.new_notebook(cells=cells, metadata=dict(kernelspec=dict(name="python3", display_name="python3")))
-    (tmp_path / "source").mkdir()
-    (tmp_path / "source" / "index.ipynb").write_text(v4.writes(notebook), encoding="utf-8")
-    result = build(tmp_path / "source", tmp_path, "-b", "dummy", "-D", "exclude_patterns=api/*")
-    assert result.returncode != 0 and "index.ipynb" in result.stderr and "IN_TEST is 1" in result.stderr

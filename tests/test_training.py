@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from moments import bits, contents
+from moments import bits, contents, shown_by_tensorboard
 
 from wwgan import runs, step, training
 from wwgan.data import load_images, to_float
@@ -75,10 +75,8 @@ def test_presets_are_valid_and_what_is_given_wins(preset, dataset):
         (dict(datset="cifar10"), ("'datset'", "did you mean 'dataset'")),
         (dict(preset=["quick"]), ("preset", "a non-empty text")),
         (dict(preset="paper", dataset=[1]), ("dataset", "a non-empty text")),
-        (dict(preset="quik"), ("did you mean 'quick'",)),
         (dict(dataset="cifar"), ("did you mean 'cifar10'",)),
         (dict(penalty="wasserstien"), ("did you mean 'wasserstein'",)),
-        (dict(architecture="DCGANN"), ("did you mean 'dcgan'",)),
         (dict(neighborhood="von_neuman"), ("did you mean 'von_neumann'",)),
         (dict(steps="many"), ("steps", "an integer", "many")),
         (dict(steps=2.5), ("steps", "an integer", "2.5")),
@@ -96,7 +94,6 @@ def test_presets_are_valid_and_what_is_given_wins(preset, dataset):
         (dict(penalty="euclidean", radius=2), ("radius", "wasserstein", "euclidean")),
         (dict(device="cudda"), ("did you mean 'cuda'",)),
         (dict(mass=-1), ("mass", "-1")),
-        (dict(radius=-1), ("radius", "-1")),
         (dict(run_dir=""), ("run_dir", "non-empty")),
         (dict(run_dir=os.fsdecode(b"r\xff")), ("run_dir", "UTF-8")),
         (dict(resume=True), ("run_dir",)),
@@ -144,8 +141,6 @@ def test_load_run_gives_back_the_same_generator(finished):
 
 
 def test_evaluations_are_written_with_protocol_and_time_and_shown_by_tensorboard(finished):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     evaluations = finished.evaluations
     assert [line["step"] for line in evaluations] == [2, 4, 6] and read_evaluations(finished.run_dir) == evaluations
     sha256 = runs.read_provenance(finished.run_dir)["dataset_sha256"]
@@ -153,9 +148,7 @@ def test_evaluations_are_written_with_protocol_and_time_and_shown_by_tensorboard
         assert {"scores", "floor", "protocol", "seconds", "step"} == set(line)
         assert line["protocol"]["dataset"] == "digits" and line["protocol"]["split"] == "train"
         assert line["protocol"]["real_sha256"] == sha256
-    events = EventAccumulator(str(finished.run_dir))
-    events.Reload()
-    shown = [event.value for event in events.Scalars("evaluation/frechet")]
+    shown = [value for _, value in shown_by_tensorboard(finished.run_dir, "evaluation/frechet")]
     assert shown == pytest.approx([line["scores"]["frechet"] for line in evaluations])
 
 
@@ -184,14 +177,6 @@ def test_run_folders_are_never_written_over(finished_copy):
     with pytest.raises(ValueError, match="runs.run_config"):
         make_config(resume=True, run_dir=finished_copy)
     assert contents(finished_copy) == before
-
-
-def test_failures_leave_no_run_folder(smoke, tmp_path):
-    with pytest.raises(ValueError, match="device"):
-        train(smoke(device="cuda:77"), progress=False)
-    with pytest.raises(FileNotFoundError):
-        train(smoke(dataset=f"folder:{tmp_path / 'nothing'}"), progress=False)
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_of_another_version_is_gone_on_with_or_refused_with_a_clear_word(finished, finished_copy, tmp_path):
@@ -258,20 +243,6 @@ def test_best_checkpoint_has_the_best_score_and_evaluations_are_no_training_time
     checkpoint = torch.load(run.run_dir / "checkpoints" / "step_0000004.pt", weights_only=True)
     assert all(torch.equal(best.state.critic.state_dict()[name], value) for name, value in checkpoint["critic"].items())
     assert runs.read_checkpoint(run.run_dir, best=True)["evaluation"]["scores"]["frechet"] == 1.0
-
-
-def test_best_checkpoint_of_a_later_step_goes_when_a_run_goes_on_from_an_earlier_one(finished_copy):
-    assert runs.read_checkpoint(finished_copy, best=True)["step"] > 2
-    for later in (4, 6):
-        runs.checkpoints(finished_copy)[later].unlink()
-    resume(finished_copy, steps=3, eval_interval=0)
-    assert not runs.checkpoints(finished_copy, "best")
-    resume(finished_copy, steps=4, eval_interval=1)
-    assert load_run(finished_copy, "cpu", best=True).state.step == 4  # the best that is still there
-    (best,) = runs.checkpoints(finished_copy, "best").values()
-    best.write_bytes(b"damaged")
-    resume(finished_copy, steps=6)
-    assert load_run(finished_copy, "cpu", best=True).state.step > 4
 
 
 # what goes wrong
