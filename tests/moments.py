@@ -93,17 +93,15 @@ class _Recorder:
                 (target / name).write_bytes(self.flushed.get(inode, b""))
 
     def keep(self, kind, moment, make):
-        """Has make(path) make a copy, unless there is one of the same contents with as many temporaries."""
+        """Has make(path) make a copy, in place of an earlier one that differs at most in temporaries."""
         copy = self.copies / f"{next(self.number):03d} {kind} {moment}"
         make(copy)
         paths = [path for path in sorted(copy.rglob("*")) if path.is_file() and path.name != ".lock"]
         plain = [path for path in paths if "events" not in path.name and path.suffix != ".part"]
-        state = hash(tuple((path.relative_to(copy), path.read_bytes()) for path in plain))
-        before = self.seen.get((kind, state))
-        left = before and len([*copy.rglob("*.part")]) <= len([*before.rglob("*.part")])
-        if before:
-            shutil.rmtree(copy if left else before)
-        self.seen[kind, state] = before if left else copy
+        state = kind, hash(tuple((path.relative_to(copy), path.read_bytes()) for path in plain))
+        if state in self.seen:
+            shutil.rmtree(self.seen[state])
+        self.seen[state] = copy
 
     def look(self, moment, cut=None):
         """Keeps both kinds of copies. cut: a file that is to end in half a line."""
