@@ -68,10 +68,6 @@ class _Recorder:
         self.run_dir, self.copies, self.seen, self.copying = run_dir, copies, {}, False
         self.number = itertools.count()
         self.flushed, self.named, self.kept_open = {}, {}, []
-        for path in (run_dir.parent, run_dir, *run_dir.rglob("*")) if run_dir.exists() else ():
-            descriptor = os.open(path, os.O_RDONLY)  # what is there before is on the disk
-            self.flush(descriptor)
-            os.close(descriptor)
 
     def flush(self, descriptor):
         self.kept_open.append(os.dup(descriptor))  # its inode is not given to another file

@@ -38,6 +38,7 @@ def wwgan(capsys):
         (["train", "--run_dir", "-x"], "a value that begins with '-' is given as --NAME=VALUE"),
         (["train", "--steps", "-3"], "steps must be at least 1"),
         (["train", "--preset", "smoke", "--device", "cuda:77"], "device"),
+        (["train", "--preset", "smoke", "--dataset", "folder:/nonexistent"], "no folder"),
         (["train", "--preset", "papers"], "did you mean 'paper'"),
         (["train", "--resume", "--run_dir", "/nonexistent/run"], "there is no run"),
         (["trian"], "did you mean 'train'"),
@@ -56,15 +57,6 @@ def wwgan(capsys):
 def test_what_is_wrong_is_refused_with_one_line_and_code_2(wwgan, arguments, words):
     code, out, err = wwgan(*arguments)
     assert code == 2 and err.startswith("error: ") and words in err and err.count("\n") == 1 and out == ""
-
-
-def test_train_refuses_missing_data_and_a_folder_in_use_as_other_commands_do(wwgan, tmp_path):
-    missing = ("--preset", "smoke", "--dataset", f"folder:{tmp_path / 'none'}", "--run_dir", tmp_path / "run")
-    code, _, err = wwgan("train", *missing)
-    assert code == 2 and "none" in err and not (tmp_path / "run").exists()
-    (tmp_path / "file").touch()
-    code, _, err = wwgan("train", "--preset", "smoke", "--run_dir", tmp_path)
-    assert code == 2 and "name another run_dir" in err
 
 
 def test_sample_writes_numbered_files_or_a_grid_that_follow_from_the_seed(wwgan, finished, tmp_path):
