@@ -76,18 +76,15 @@ def folder(tmp_path):
 # ---- small functions
 
 
-@pytest.mark.parametrize(
-    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
-)
-def test_bytes_floats_and_samples(device):
+def test_bytes_floats_and_samples():
     every = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(to_uint8(to_float(every)), every) and to_uint8(torch.tensor([-9.0, 9.0])).tolist() == [0, 255]
     with pytest.raises(ValueError, match="uint8"):
         to_float(torch.zeros(2))
-    images = every[:5].to(device).view(5, 1, 1, 1).repeat(1, 3, 2, 2)
-    draw = lambda: sample_images(images, 500, torch.Generator(device).manual_seed(1))
+    images = every[:5].view(5, 1, 1, 1).repeat(1, 3, 2, 2)
+    draw = lambda: sample_images(images, 500, torch.Generator().manual_seed(1))
     batch = draw()
-    assert batch.device == images.device and batch.dtype == torch.float32 and batch.shape == (500, 3, 2, 2)
+    assert batch.dtype == torch.float32 and batch.shape == (500, 3, 2, 2)
     assert torch.equal(batch, draw()) and to_uint8(batch)[:, 0, 0, 0].unique().tolist() == [0, 1, 2, 3, 4]
 
 
@@ -137,7 +134,6 @@ def postscript(path):
 
 BAD_PICTURES = {
     "truncated jpeg": (truncated, "bad.jpg cannot be read as an image"),
-    "not an image": (lambda p: p.write_text("<html>"), "bad.jpg cannot be read as an image"),
     "empty file": (lambda p: p.touch(), "bad.jpg cannot be read as an image"),
     "another format": (lambda p: Image.new("L", (64, 64)).save(p, "GIF"), "bad.jpg cannot be read as an image"),
     "postscript": (postscript, "bad.jpg cannot be read as an image"),

@@ -46,17 +46,6 @@ def test_papermill_trains_from_another_folder_and_stops_at_a_wrong_name(tmp_path
     assert {path.name for path in tmp_path.iterdir()} == {"run", "out.ipynb"}  # nothing else is written
 
 
-def test_training_notebook_trains_on_celeba(tmp_path):
-    """On CIFAR-10, tests/test_readme.py does."""
-    write_images(tmp_path / "data" / "celeba", (178, 218), 20)
-    run = tmp_path / "run"
-    done = execute("train", preset="smoke", dataset="celeba", data_dir=tmp_path / "data", size=64, run_dir=run)
-    assert done.pictures == 5  # real images, samples over time, last samples, curves, histograms
-    assert json.loads((run / "provenance.json").read_text())["dataset_shape"][1:] == [3, 64, 64]
-    grid = np.asarray(Image.open(run / "samples" / "step_0000004.png"))
-    assert grid.shape == (8 * 65 + 1, 8 * 65 + 1, 3) and grid.std() > 0
-
-
 def test_training_notebook_resumes(finished_copy):
     done = execute("train", run_dir=finished_copy, resume="true", steps=8, eval_interval=0)
     assert [line["step"] for line in done.names["run"].history] == list(range(1, 9))

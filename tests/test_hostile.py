@@ -51,11 +51,6 @@ def slope(x):
     return (x * torch.linspace(-1, 1, x.shape[1:].numel()).view(x.shape[1:])).sum((1, 2, 3))
 
 
-def flat_critic(x):
-    """A critic with none."""
-    return (0 * x).sum((1, 2, 3))
-
-
 def ramp_of(x):
     return torch.linspace(-1, 1, x.numel()).view(x.shape)
 
@@ -70,7 +65,6 @@ FUNCTIONS = {
     "laplacian": lambda x: PixelGraph(*x.shape[-2:]).laplacian(masses(x)),
     "metric norm": lambda x: WassersteinMetric(PixelGraph(*x.shape[-2:])).norm(masses(x), 0 * masses(x)),
     "wasserstein2": lambda x: torch.tensor(wasserstein2(masses(x), masses(x).flip(0))),
-    "penalty, zero gradient": lambda x: gradient_penalty(flat_critic, x, x, GROUND_METRICS["wasserstein"]()).norm,
     "displacement": lambda x: perturbation.displacement(x, x.flip(2)).wasserstein,
     "matched": lambda x: sum((m.images[0].sum() for m in perturbation.matched(x, [0.1]).values()), torch.zeros(())),
     "features": lambda x: image_features(to_uint8(x), "pixels", progress=False)["features"],
