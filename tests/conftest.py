@@ -73,8 +73,8 @@ def fork(tmp_path):
         files = [tmp_path / f"{len(started)}.{name}" for name in ("out", "err")]
         process = context.Process(target=call, args=(files, function, arguments, environment))
         process.files = files
-        started.append(process)
         process.start()
+        started.append(process)
         return process
 
     yield begin
@@ -126,9 +126,8 @@ def browser():
         pytest.skip(f"no browser: none of {', '.join(names)} is there")
     from playwright.sync_api import sync_playwright
 
-    quiet = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-component-update", "--disable-sync"]
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=program, args=[*quiet, "--disable-background-networking"])
+        chromium = playwright.chromium.launch(executable_path=program)
         yield chromium
         chromium.close()
 

@@ -55,12 +55,6 @@ def test_every_notebook_has_one_runner():
     assert not [path.stem for path in PARAMETERISED if not re.search(rf"\b{path.stem}\b", tests)]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, **by_name)
-def test_cell_ids_are_unique_and_say_something(path):
-    ids = [cell["id"] for cell in cells(path)]
-    assert len(set(ids)) == len(ids) and not any(name.isdigit() for name in ids)
-
-
 @pytest.mark.parametrize("path", CHAPTERS, **by_name)
 def test_chapter_opens_with_title_and_sentence_and_is_committed_executed(path):
     first = source(cells(path)[0])

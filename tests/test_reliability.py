@@ -1,7 +1,7 @@
 """Nothing is lost and nothing damaged is believed, whatever happens to a run: kills, power cuts, damaged files.
 
 `pytest --reliability data/results/reliability.json tests/test_{reliability,hostile,distributed}.py` writes down what
-was tried, and what of it was lost; without `-m "not slow"`, it takes a quarter of an hour.
+was tried, and how many tests failed; without `-m "not slow"`, which is what is recorded, it takes minutes.
 """
 
 import io
@@ -328,6 +328,14 @@ def test_a_checkpoint_with_a_right_checksum_and_a_wrong_state_is_passed_over(fin
     assert read_checkpoint(finished_copy)["step"] == 4
     error = capsys.readouterr().err
     assert f"skipping a checkpoint: {newest} is not a checkpoint of a run: " in error and words in error, error
+
+
+@pytest.mark.parametrize("content", [3, "x", [1], {}, dict(step=4), dict(config={}), dict(config=dict(lr="fast"))])
+def test_foreign_checkpoints_with_a_right_checksum_are_refused(tmp_path, tally, content):
+    tally("inputs", "foreign checkpoints")
+    save_checkpoint(tmp_path / "step_0000001.pt", content)
+    with pytest.raises(ValueError, match="step_0000001.pt is not a checkpoint of a run|lr must be a number"):
+        load_checkpoint(tmp_path / "step_0000001.pt")
 
 
 def test_an_error_without_words_is_called_by_its_kind(finished_copy, monkeypatch, capsys):
