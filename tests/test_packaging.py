@@ -130,7 +130,7 @@ TRAIN = "from wwgan.training import main; main('--preset=smoke --device=cpu --ru
 
 @pytest.mark.parametrize("extras, modules, code", [(1, CORE, TEN_LINES), (2, "training", TRAIN)], ids=["core", "train"])
 def test_wheel_runs_on_what_it_declares(distributions, tmp_path, extras, modules, code):
-    """The ten lines beside torch alone, a training on the extra `train`: nothing of evidence and dev can be imported."""
+    """The ten lines on torch, a training on the extra `train`: nothing else but the documentation's can be imported."""
     (wheel,) = distributions.glob("wwgan-*.whl")
     with zipfile.ZipFile(wheel) as file:
         file.extractall(tmp_path / "here")
