@@ -216,6 +216,7 @@ def test_wrong_arguments_are_refused(here, changes, words):
         ('{"common": {}, "settings": {"a": {}}}', "seeds"),
         ('{"common": {"lr": -1}, "settings": {"a": {}}, "seeds": [0]}', "lr must be positive"),
         ('{"common": {}, "settings": {"a/b": {}}, "seeds": [0]}', "names of settings"),
+        ('{"common": {}, "settings": {"..": {}}, "seeds": [0]}', "names of settings"),
         ('{"common": {}, "settings": {"a": {"run_dir": "x"}}, "seeds": [0]}', "run_dir"),
         ('{"common": {}, "settings": {"a": 3}, "seeds": [0]}', "does not hold a study"),
         ('{"common": {}, "settings": {"a": {}}, "seeds": [0, "0"]}', "seeds must be integers"),
