@@ -254,15 +254,6 @@ def test_parameters_of_a_figure_are_refused(given, words):
         figures.figure_source("critics", **given)
 
 
-def test_source_and_study_of_a_figure(tmp_path):
-    assert figures.figure_source("critics") == (ROOT / "data" / "results" / "critics", False)
-    assert figures.figure_source("critics", str(tmp_path), True, "smoke") == (tmp_path, True)
-    smoke = make_study()
-    assert figures.study_in(tmp_path, smoke) == smoke == figures.study_in(tmp_path)
-    with pytest.raises(ValueError, match="holds another study"):
-        figures.study_in(tmp_path, make_study(seeds=[1]))
-
-
 def test_statistics_refuse_what_says_nothing():
     """What they compute is checked in their notebook."""
     a, b = {0: 3.0, 1: 5.0, 2: 10.0, 9: 0.0}, {2: 6.0, 1: 4.0, 0: 1.0, 7: 2.0}
