@@ -1,4 +1,4 @@
-"""Shared by all tests: the repository's root, and a data folder of their own."""
+"""Shared by all tests: the repository's root, a data folder of their own, finished runs, processes, a browser."""
 
 import json
 import multiprocessing
@@ -19,12 +19,6 @@ from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))  # tests import plain.py
-
-
-@pytest.fixture
-def root() -> Path:
-    """The repository's root."""
-    return ROOT
 
 
 @pytest.fixture(scope="session")
