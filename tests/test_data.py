@@ -173,7 +173,6 @@ def test_bad_files_are_named_together(folder):
 BAD_ARGUMENTS = [
     *((dict(size=size), "positive int") for size in (0, -4, 16.0, True, "16")),
     (dict(dataset="cifar"), "unknown dataset 'cifar': did you mean 'cifar10'"),
-    (dict(dataset="CelebA"), "did you mean 'celeba'"),
     (dict(dataset="zzz"), "Known: celeba, cifar10, digits, fashion_mnist, folder:<path>, kmnist, mnist, stl10, svhn"),
     (dict(split="trian"), "did you mean 'train'"),
     (dict(split="valid"), "Known: test, train"),
@@ -183,7 +182,6 @@ BAD_ARGUMENTS = [
     (dict(dataset="folder:nowhere"), "no folder"),
     (dict(size=10**7), "MB too little.*make room or ask for a smaller size"),
     (dict(dataset="folder:empty"), "no images in .*expected files ending in .jpg"),
-    (dict(dataset="folder:split"), "no images in .*expected files ending in .jpg"),
     (dict(dataset="cifar10", data_dir="split"), "no images in .*expected files ending in .jpg"),
     (dict(dataset="celeba", data_dir="faces"), "no images in .*expected files ending in .jpg"),
 ]

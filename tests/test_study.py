@@ -101,16 +101,6 @@ def test_other_settings_are_refused_before_anything_is_trained(here, folder):
             read_records(other, here["results"])
 
 
-@pytest.mark.parametrize("threads, workers, expected", [(None, 1, 3), (None, 2, 1), (2, 2, 2)])
-def test_threads_are_those_of_this_process_shared_out(here, monkeypatch, threads, workers, expected):
-    monkeypatch.setattr(studies.torch, "get_num_threads", lambda: 3)
-    monkeypatch.setattr(studies, "_attempt", lambda run: given.append(run.threads))
-    monkeypatch.setattr(studies, "_in_processes", lambda runs, workers: (given.append(run.threads) for run in runs))
-    given = []
-    run_study(make_study(), **here | dict(threads=threads, workers=workers))
-    assert given == [expected] * 2
-
-
 def test_a_failing_run_does_not_stop_the_others_and_removes_nothing(here):
     precious = here["runs"] / "wgan-gp-seed0" / "thesis.tex"
     precious.parent.mkdir(parents=True)

@@ -17,7 +17,7 @@ from wwgan.data import load_images, to_float
 from wwgan.evaluation import Evaluator, frechet_distance
 from wwgan.penalty import GROUND_METRICS, Sobolev, Wasserstein
 from wwgan.runs import read_evaluations, read_metrics, run_config
-from wwgan.settings import PRESETS, TrainConfig, make_config, parameters_of
+from wwgan.settings import PRESETS, TrainConfig, make_config
 from wwgan.step import TrainState, draw_samples, fixed_random, generate
 from wwgan.training import load_run, train
 
@@ -100,13 +100,6 @@ def test_bad_settings_are_refused_by_name(given, words):
     with pytest.raises(ValueError) as error:
         run_config(**given)
     assert all(word in str(error.value) for word in words), error.value
-
-
-def test_parameters_of_a_notebook_keeps_plain_values():
-    namespace = dict(steps=3, betas=[0.5, 0.9], preset=None, _x=1, In=[""], Out={}, json=json, train=train)
-    assert parameters_of(namespace) == dict(steps=3, betas=[0.5, 0.9], preset=None)
-    papermill = ["", "preset = None", "# Parameters\n_x = 1\n"]
-    assert parameters_of(namespace | dict(In=papermill)) == dict(steps=3, betas=[0.5, 0.9], preset=None, _x=1)
 
 
 # the run folder
