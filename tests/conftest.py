@@ -1,4 +1,4 @@
-"""Shared by all tests: the repository's root, and a data folder of their own."""
+"""Shared by all tests: the repository's root, a data folder of their own, finished runs, processes, a browser."""
 
 import json
 import multiprocessing
@@ -9,10 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,12 +19,6 @@ from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))  # tests import plain.py
-
-
-@pytest.fixture
-def root() -> Path:
-    """The repository's root."""
-    return ROOT
 
 
 @pytest.fixture(scope="session")
@@ -51,53 +43,8 @@ def once(tmp_path_factory):
     return shared
 
 
-@pytest.fixture
-def spawn():
-    """spawn(*arguments, **environment): a Python process with pipes; interrupted as by default; ended with the test."""
-    started = []
-
-    def begin(*arguments, **environment):
-        environment = os.environ | dict(PYTHONPATH=str(ROOT)) | environment
-        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
-        allow = dict(preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
-        started.append(subprocess.Popen([sys.executable, *map(str, arguments)], **pipes, **allow))
-        return started[-1]
-
-    yield begin
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
 # by the process that others are forked from
 IMPORTED = ["pytest", "wwgan.training", "torchvision.utils", "torch.utils.tensorboard", "torch._dynamo"]
-
-
-class Forked:
-    """A process as `subprocess.Popen` has it, which calls a function; what it says goes to files in `folder`."""
-
-    def __init__(self, folder, function, arguments, environment):
-        self.files = [folder / f"{uuid.uuid4().hex}.{name}" for name in ("out", "err")]
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(IMPORTED)
-        self.process = context.Process(target=call, args=(self.files, function, arguments, environment))
-        self.process.start()
-
-    def communicate(self, timeout=120):
-        self.process.join(timeout)
-        assert self.process.exitcode is not None, "the process does not end"
-        return [file.read_text() for file in self.files]
-
-    def poll(self):
-        return self.process.exitcode
-
-    returncode = property(poll)
-
-    def kill(self):
-        self.process.kill()
-
-    def send_signal(self, number):
-        os.kill(self.process.pid, number)
 
 
 def call(files, function, arguments, environment):
@@ -113,15 +60,28 @@ def call(files, function, arguments, environment):
 def fork(tmp_path):
     """fork(function, *arguments, **environment): calls it in a process that is there at once; ended with the test."""
     started = []
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
 
     def begin(function, *arguments, **environment):
-        started.append(Forked(tmp_path, function, arguments, environment))
-        return started[-1]
+        files = [tmp_path / f"{len(started)}.{name}" for name in ("out", "err")]
+        process = context.Process(target=call, args=(files, function, arguments, environment))
+        process.files = files
+        process.start()
+        started.append(process)
+        return process
 
     yield begin
     for process in started:
         process.kill()
-        process.communicate()
+        process.join()
+
+
+def ended(process, timeout=120):
+    """The exit code of a process of `fork`, and what it said on standard output and standard error."""
+    process.join(timeout)
+    assert process.exitcode is not None, "the process does not end"
+    return process.exitcode, *(file.read_text() for file in process.files)
 
 
 @pytest.fixture
@@ -160,51 +120,27 @@ def browser():
         pytest.skip(f"no browser: none of {', '.join(names)} is there")
     from playwright.sync_api import sync_playwright
 
-    quiet = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-component-update", "--disable-sync"]
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=program, args=[*quiet, "--disable-background-networking"])
+        chromium = playwright.chromium.launch(executable_path=program)
         yield chromium
         chromium.close()
 
 
 def pytest_addoption(parser):
-    parser.addoption(
-        "--reliability", type=Path, help="write there how many kills, damages and malformed inputs were tried"
-    )
-
-
-class Tally:
-    """Counts of faults: `with tally("damages", "a bit of a log"):` a fault was tried, and nothing was lost."""
-
-    def __init__(self):
-        self.tried, self.lost = Counter(), Counter()
-
-    @contextmanager
-    def __call__(self, kind, what, count=1):
-        self.tried[kind, what] += count
-        try:
-            yield
-        except BaseException:
-            self.lost[kind] += 1
-            raise
-
-    def record(self):
-        found = {kind: dict(tried=0, lost=self.lost[kind], of_these={}) for kind, _ in sorted(self.tried)}
-        for (kind, what), count in sorted(self.tried.items()):
-            found[kind]["tried"] += count
-            found[kind]["of_these"][what] = count
-        return found
+    parser.addoption("--reliability", type=Path, help="write there how many faults of which kind were tried")
 
 
 @pytest.fixture(scope="session")
 def tally(request):
-    """Counts of faults; written down at the end if --reliability says where."""
-    tried = Tally()
-    yield tried
-    path = request.config.getoption("--reliability")
-    if path:
+    """tally(kind, what): counts faults that are tried, one or more; a failed test says that something was lost.
+
+    If --reliability says where, the counts are written down at the end.
+    """
+    tried = defaultdict(Counter)
+    yield lambda kind, what, count=1: tried[kind].update({what: count})
+    if path := request.config.getoption("--reliability"):
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
         origin = dict(git_commit=commit or None, python=platform.python_version(), torch=version("torch"))
         origin |= dict(platform=f"{platform.system()} {platform.machine()}", finished=time.strftime("%Y-%m-%d"))
-        faults = dict(faults=sum(tried.tried.values()), failed_tests=request.session.testsfailed)
-        path.write_text(json.dumps(faults | tried.record() | dict(provenance=origin), indent=1) + "\n")
+        faults = dict(faults=sum(counts.total() for counts in tried.values()), lost=request.session.testsfailed)
+        path.write_text(json.dumps(faults | dict(tried=tried, provenance=origin), indent=1, sort_keys=True) + "\n")

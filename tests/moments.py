@@ -17,7 +17,7 @@ DIFFERS = ("seconds", "logs", *runs.LOCAL)  # from run to run, or from machine t
 def bits(value):
     """Plain values to be compared by ==: tensors by type, shape and bytes, without what differs."""
     if isinstance(value, torch.Tensor):
-        return value.dtype, tuple(value.shape), value.numpy().tobytes()
+        return value.dtype, tuple(value.shape), value.cpu().numpy().tobytes()
     if isinstance(value, dict):
         return {name: bits(entry) for name, entry in value.items() if name not in DIFFERS}
     return [bits(entry) for entry in value] if isinstance(value, (list, tuple)) else value
@@ -25,6 +25,15 @@ def bits(value):
 
 def contents(folder):
     return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+def edited(path, *keys, value):
+    """Writes the checkpoint with another value at these keys, and a right checksum."""
+    content = part = torch.load(path, weights_only=True)
+    for key in keys[:-1]:
+        part = part[key]
+    part[keys[-1]] = value(part[keys[-1]]) if callable(value) else value
+    runs.save_checkpoint(path, content)
 
 
 def what_a_run_left(run_dir):
@@ -39,10 +48,10 @@ def what_a_run_left(run_dir):
     )
 
 
-def shown_by_tensorboard(run_dir):
+def shown_by_tensorboard(run_dir, name="distance"):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    return [(event.step, event.value) for event in EventAccumulator(str(run_dir)).Reload().Scalars("distance")]
+    return [(event.step, event.value) for event in EventAccumulator(str(run_dir)).Reload().Scalars(name)]
 
 
 @functools.lru_cache(maxsize=4)
@@ -68,10 +77,6 @@ class _Recorder:
         self.run_dir, self.copies, self.seen, self.copying = run_dir, copies, {}, False
         self.number = itertools.count()
         self.flushed, self.named, self.kept_open = {}, {}, []
-        for path in (run_dir.parent, run_dir, *run_dir.rglob("*")) if run_dir.exists() else ():
-            descriptor = os.open(path, os.O_RDONLY)  # what is there before is on the disk
-            self.flush(descriptor)
-            os.close(descriptor)
 
     def flush(self, descriptor):
         self.kept_open.append(os.dup(descriptor))  # its inode is not given to another file
@@ -93,17 +98,15 @@ class _Recorder:
                 (target / name).write_bytes(self.flushed.get(inode, b""))
 
     def keep(self, kind, moment, make):
-        """Has make(path) make a copy, unless there is one of the same contents with as many temporaries."""
+        """Has make(path) make a copy, in place of an earlier one that differs at most in temporaries."""
         copy = self.copies / f"{next(self.number):03d} {kind} {moment}"
         make(copy)
         paths = [path for path in sorted(copy.rglob("*")) if path.is_file() and path.name != ".lock"]
         plain = [path for path in paths if "events" not in path.name and path.suffix != ".part"]
-        state = hash(tuple((path.relative_to(copy), path.read_bytes()) for path in plain))
-        before = self.seen.get((kind, state))
-        left = before and len([*copy.rglob("*.part")]) <= len([*before.rglob("*.part")])
-        if before:
-            shutil.rmtree(copy if left else before)
-        self.seen[kind, state] = before if left else copy
+        state = kind, hash(tuple((path.relative_to(copy), path.read_bytes()) for path in plain))
+        if state in self.seen:
+            shutil.rmtree(self.seen[state])
+        self.seen[state] = copy
 
     def look(self, moment, cut=None):
         """Keeps both kinds of copies. cut: a file that is to end in half a line."""

@@ -37,6 +37,8 @@ def wwgan(capsys):
         (["train", "--datset", "digits"], "did you mean 'dataset'"),
         (["train", "--run_dir", "-x"], "a value that begins with '-' is given as --NAME=VALUE"),
         (["train", "--steps", "-3"], "steps must be at least 1"),
+        (["train", "--preset", "smoke", "--device", "cuda:77"], "device"),
+        (["train", "--preset", "smoke", "--dataset", "folder:/nonexistent"], "no folder"),
         (["train", "--preset", "papers"], "did you mean 'paper'"),
         (["train", "--resume", "--run_dir", "/nonexistent/run"], "there is no run"),
         (["trian"], "did you mean 'train'"),
@@ -55,15 +57,6 @@ def wwgan(capsys):
 def test_what_is_wrong_is_refused_with_one_line_and_code_2(wwgan, arguments, words):
     code, out, err = wwgan(*arguments)
     assert code == 2 and err.startswith("error: ") and words in err and err.count("\n") == 1 and out == ""
-
-
-def test_train_refuses_missing_data_and_a_folder_in_use_as_other_commands_do(wwgan, tmp_path):
-    missing = ("--preset", "smoke", "--dataset", f"folder:{tmp_path / 'none'}", "--run_dir", tmp_path / "run")
-    code, _, err = wwgan("train", *missing)
-    assert code == 2 and "none" in err and not (tmp_path / "run").exists()
-    (tmp_path / "file").touch()
-    code, _, err = wwgan("train", "--preset", "smoke", "--run_dir", tmp_path)
-    assert code == 2 and "name another run_dir" in err
 
 
 def test_sample_writes_numbered_files_or_a_grid_that_follow_from_the_seed(wwgan, finished, tmp_path):
@@ -116,11 +109,8 @@ def test_an_exported_generator_makes_the_same_images_by_what_its_card_prints(
     monkeypatch.chdir(folder)
     card, names = Path("README.md").read_text(), {}
     (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.S)
-    assert {*re.findall(r"^(?:from|import) ([\w.]+)", code, flags=re.M)} == {
-        "torch",
-        "safetensors.torch",
-        "wwgan.networks",
-    }
+    imported = re.findall(r"^(?:from|import) ([\w.]+)", code, flags=re.M)
+    assert imported == ["torch", "safetensors.torch", "wwgan.networks"]
     exec(code.replace("with ", "torch.manual_seed(3)\nwith "), names)
     state = load_run(finished.run_dir, "cpu", bool(best)).state
     z = torch.randn(64, 16, generator=torch.Generator().manual_seed(3))
@@ -140,20 +130,6 @@ def test_a_package_of_an_extra_that_is_missing_is_named(wwgan, finished_copy, tm
     code, out, err = wwgan(command, finished_copy, *[tmp_path / "new"] * (command == "export"))
     assert code == 1 and f"needs the package {package}: pip install 'wwgan[all]'" in err and out == ""
     assert not (finished_copy / "report.html").exists() and not (tmp_path / "new").exists()
-
-
-def test_train_does_without_the_notebook_stack(tmp_path, data_dir):
-    code = """
-import sys
-for name in ("IPython", "jupyter", "nbdev", "papermill", "nbconvert", "matplotlib", "tensorboard", "safetensors"):
-    sys.modules[name] = None  # importing any of these fails
-import runpy
-sys.argv = ["wwgan", "train", "--preset", "smoke", "--data_dir", sys.argv[1], "--run_dir", sys.argv[2]]
-runpy.run_module("wwgan", run_name="__main__")
-"""
-    result = subprocess.run([sys.executable, "-c", code, data_dir, tmp_path / "run"], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert str(tmp_path / "run") in result.stdout and (tmp_path / "run" / "samples" / "step_0000004.png").exists()
 
 
 def test_help_lists_every_command_and_every_setting_and_imports_little(capsys):

@@ -4,6 +4,7 @@ import multiprocessing
 
 import pytest
 import torch
+from conftest import ROOT
 
 from wwgan import cli
 from wwgan.evidence import cost
@@ -94,14 +95,14 @@ def test_wrong_options_are_refused_with_one_line_and_code_2(capsys):
         assert words in error and error.count("\n") == 1
 
 
-def test_records_are_read_back_and_the_readme_shows_them(root, tmp_path, monkeypatch, capsys):
-    records = read_costs(root / "data" / "results")
+def test_records_are_read_back_and_the_readme_shows_them(tmp_path, monkeypatch, capsys):
+    records = read_costs(ROOT / "data" / "results")
     record = records["CPU"]
     assert record["rounds"] >= 10 and record["provenance"]["device"] and record["provenance"]["versions"]["torch"]
     monkeypatch.setattr(cost, "measure", lambda scale, device, only: record)
     assert cli.main(["bench", "--out", str(tmp_path / "cost_cpu.json")]) == 0
     assert capsys.readouterr().out.strip() == summary_table({record["provenance"]["device"]: record})
     assert read_costs(tmp_path) == records == dict(CPU=record, GPU=None)
-    readme = (root / "README.md").read_text(encoding="utf-8").split("\n")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").split("\n")
     shown = [line for line in readme if " / " in line and "–" in line]
     assert len(shown) > 2 and {*shown} <= {*summary_table(records).split("\n")}

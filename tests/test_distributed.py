@@ -1,16 +1,19 @@
 """Several processes compute what one would, write once, go on with another number, and end when one is lost."""
 
 import json
+import os
 import signal
 import socket
 import time
 
-import joint_batch
 import pytest
 import torch
+from conftest import ended
 
-from wwgan import runs, training
+from wwgan import runs, step, training
 from wwgan.data import load_images
+from wwgan.distributed import joined_processes, rank
+from wwgan.settings import make_config
 from wwgan.training import load_run, preflight, train
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
@@ -30,19 +33,37 @@ def start(fork):
     return begin
 
 
-def ended(processes, code=0):
-    """What each process said on standard output and standard error, when all have ended."""
-    said = [process.communicate() for process in processes]
-    assert [process.returncode for process in processes] == [code] * len(processes), said[0][1][-3000:]
-    return said
+def all_said(processes):
+    """What each process said on standard output, when all have ended well."""
+    found = [ended(process) for process in processes]
+    assert [code for code, *_ in found] == [0] * len(processes), found[0][2][-3000:]
+    return [said for _, said, _ in found]
+
+
+def train_jointly(path, data_dir, options):
+    """In each of the processes: some updates in float64; the first one saves the networks."""
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    torch.Tensor.float = torch.Tensor.double  # the step asks for single precision in places
+    single = step.real_images
+    step.real_images = lambda *arguments: single(*arguments).double()
+    config = make_config("smoke", device="cpu", **options)
+    with joined_processes():
+        images = load_images("digits", data_dir, config.size)
+        state = step.TrainState(config, images.shape[1], torch.device("cpu"))
+        for _ in range(3):
+            step.update(state, images, config.ground())
+        if rank() == 0:
+            networks = dict(generator=state.generator, critic=state.critic, averaged=state.ema)
+            torch.save({name: network.state_dict() for name, network in networks.items()}, path)
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        ["penalty=wasserstein"],
-        pytest.param(["penalty=euclidean", "architecture=resnet", "size=32"], marks=pytest.mark.slow),
-        pytest.param(["penalty=wasserstein-paper", "penalty_every=2", "points=real"], marks=pytest.mark.slow),
+        dict(penalty="wasserstein"),
+        pytest.param(dict(penalty="euclidean", architecture="resnet", size=32), marks=pytest.mark.slow),
+        pytest.param(dict(penalty="wasserstein-paper", penalty_every=2, points="real"), marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -50,7 +71,7 @@ def test_two_processes_train_the_networks_that_one_would(tmp_path, data_dir, sta
     load_images("digits", data_dir, 16)
     found = {}
     for count in (1, 2):
-        ended(start(count, joint_batch.main, tmp_path / str(count), data_dir, *options))
+        all_said(start(count, train_jointly, tmp_path / str(count), data_dir, options))
         found[count] = torch.load(tmp_path / str(count), weights_only=True)
     for network, weights in found[1].items():
         for name, value in weights.items():
@@ -67,8 +88,8 @@ def smoke_options(run_dir, data_dir, **changes):
 
 def test_a_run_by_two_processes_is_written_once_and_goes_on_with_one(finished, tmp_path, data_dir, start):
     run_dir, evaluated = tmp_path / "run", dict(eval_interval=2, eval_features="pixels", eval_samples=40)
-    said = ended(start(2, *smoke_options(run_dir, data_dir, steps=6, **evaluated)))
-    assert "run folder:" in said[0][0] and said[1][0] == ""
+    said = all_said(start(2, *smoke_options(run_dir, data_dir, steps=6, **evaluated)))
+    assert "run folder:" in said[0] and said[1] == ""
     both = runs.read_metrics(run_dir)
     assert [line["step"] for line in both] == [1, 2, 3, 4, 5, 6] and len(list(run_dir.glob("events.*"))) == 1
     assert [line["step"] for line in runs.read_evaluations(run_dir)] == [2, 4, 6]
@@ -80,7 +101,7 @@ def test_a_run_by_two_processes_is_written_once_and_goes_on_with_one(finished, t
     assert [line["step"] for line in alone.history] == list(range(1, 9))
     provenance = json.loads((run_dir / "provenance.json").read_text())
     assert len(provenance["processes"]) == 2 and len(provenance["resumed"][0]["processes"]) == 1
-    ended(start(2, *options(run_dir=run_dir, resume=True, steps=10)))
+    all_said(start(2, *options(run_dir=run_dir, resume=True, steps=10)))
     assert load_run(run_dir, "cpu").state.step == 10
 
 
@@ -90,7 +111,7 @@ def endless(tmp_path, data_dir, start):
     run_dir = tmp_path / "run"
     processes = start(2, *smoke_options(run_dir, data_dir, steps=100_000, checkpoint_interval=5))
     while not any(line["step"] >= 12 for line in runs.read_metrics(run_dir)):
-        assert all(process.poll() is None for process in processes), [p.communicate()[1] for p in processes]
+        assert all(process.is_alive() for process in processes), [*map(ended, processes)]
         time.sleep(0.05)
     return run_dir, processes
 
@@ -98,25 +119,25 @@ def endless(tmp_path, data_dir, start):
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_lost_process_ends_the_others_soon_with_a_state_to_go_on_from(endless, tally, lost):
     run_dir, processes = endless
-    with tally("kills", "one of two processes"):
-        processes[lost].kill()
-        ((_, error),) = ended([processes[1 - lost]], code=1)
-        last = error.strip().splitlines()[-1]
-        assert last.startswith(f"error: process {1 - lost} of 2 ended, because it or another") and "resume=true" in last
-        step = runs.read_checkpoint(run_dir)["step"]
-        assert step >= 10
-        resumed = runs.run_config(run_dir=run_dir, resume=True, steps=step + 2)
-        assert train(resumed, progress=False).state.step == step + 2
+    tally("kills", "one of two processes")
+    processes[lost].kill()
+    code, _, error = ended(processes[1 - lost])
+    last = error.strip().splitlines()[-1]
+    assert code == 1 and "resume=true" in last
+    assert last.startswith(f"error: process {1 - lost} of 2 ended, because it or another")
+    done = runs.read_checkpoint(run_dir)["step"]
+    assert done >= 10
+    resumed = runs.run_config(run_dir=run_dir, resume=True, steps=done + 2)
+    assert train(resumed, progress=False).state.step == done + 2
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_signal_to_one_process_stops_all_after_the_same_update(endless, name):
     run_dir, processes = endless
-    processes[1].send_signal(getattr(signal, name))
-    said = [process.communicate(timeout=60)[1].strip().splitlines()[-1] for process in processes]
-    codes = [process.returncode for process in processes]
-    assert codes[1] == 128 + getattr(signal, name) and codes[0] == 128 + signal.SIGTERM  # who was not asked, says so
-    steps = [error.partition("update ")[2].partition(",")[0] for error in said]
+    os.kill(processes[1].pid, getattr(signal, name))
+    codes, _, said = zip(*map(ended, processes))
+    assert codes == (128 + signal.SIGTERM, 128 + getattr(signal, name))  # who was not asked, says so
+    steps = [error.strip().splitlines()[-1].partition("update ")[2].partition(",")[0] for error in said]
     assert steps[0] == steps[1] == str(runs.read_checkpoint(run_dir)["step"])
 
 

@@ -1,9 +1,6 @@
-"""Scores against closed forms, other routes and torch-fidelity's command; what they notice and what they refuse."""
+"""Scores against torch-fidelity's command; what they are of, what they notice and what they refuse."""
 
 import json
-import pickle
-import resource
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,12 +26,7 @@ from wwgan.runs import run_config
 from wwgan.settings import make_config
 from wwgan.training import train
 
-
-def features(n, d, seed=0):
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-A = features(5, 2)
+A = torch.ones(5, 2, dtype=torch.float64)
 DISTANCES = [frechet_distance, kernel_distance, manifold_precision_recall]
 
 
@@ -53,16 +45,6 @@ def of(images, name="pixels"):
 @pytest.fixture(scope="module")
 def digits(data_dir):
     return load_images("digits", data_dir, 16)
-
-
-def test_precision_and_recall_against_their_definition():
-    a, b = features(40, 3), 1.2 * features(30, 3, 1)
-
-    def share_within(x, y):
-        radius = torch.cdist(y, y).sort(1).values[:, 3]  # the first is the point itself
-        return (torch.cdist(x, y) <= radius).any(1).double().mean().item()
-
-    assert manifold_precision_recall(a, b) == pytest.approx((share_within(a, b), share_within(b, a)))
 
 
 def test_offline_features_recognise_a_photograph():
@@ -157,23 +139,11 @@ def test_missing_inception_weights_are_an_error_that_says_what_to_put_where(tmp_
     assert not list(tmp_path.iterdir())
 
 
-class Hostile:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-def test_other_weights_are_refused_and_hostile_ones_run_no_code(tmp_path, monkeypatch):
-    path, touched = tmp_path / "weights.pth", tmp_path / "touched"
-    path.write_bytes(pickle.dumps(Hostile(touched)))
+def test_other_weights_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    (tmp_path / "weights.pth").write_bytes(b"other")
+    monkeypatch.setattr(torch, "load", lambda *a, **k: pytest.fail("they were read"))
     with pytest.raises(ValueError, match="does not hold the weights of FID"):
-        image_features(pictures(2), "inception", path)
-    monkeypatch.setattr(evaluation, "_INCEPTION_SHA256", "")
-    with pytest.raises(pickle.UnpicklingError):
-        image_features(pictures(2), "inception", path)
-    assert not touched.exists()
+        image_features(pictures(2), "inception", tmp_path / "weights.pth")
 
 
 def make_evaluator(images, **changes):
@@ -232,33 +202,14 @@ def test_statistics_are_kept_by_content(tmp_path, digits, computed):
 
 
 def test_damaged_statistics_are_noticed_named_and_computed_anew(tmp_path, digits, computed, capsys):
+    """Every kind of damage to them, test_reliability.py tries, and to checksums test_files.py."""
     first = make_evaluator(digits[:40], samples=10, cache_dir=tmp_path)
     (path,) = tmp_path.glob("*.pt")
-    whole, random = path.read_bytes(), torch.Generator().manual_seed(0)
-    places = torch.randint(8 * len(whole), (20,), generator=random).tolist()
-    flipped = [whole[: k // 8] + bytes([whole[k // 8] ^ 1 << k % 8]) + whole[k // 8 + 1 :] for k in places]
-    for damaged in (*flipped, b"", whole[:1000], whole[:-1], whole[32:], pickle.dumps(Hostile(tmp_path / "touched"))):
-        path.write_bytes(damaged)
-        computed.clear()
-        assert make_evaluator(digits[:40], samples=10, cache_dir=tmp_path).protocol == first.protocol
-        assert computed and f"{path} is damaged" in capsys.readouterr().err
-        assert path.read_bytes() == whole and list(tmp_path.glob("*.pt")) == [path]
-    assert not (tmp_path / "touched").exists()
-    make_evaluator(digits[:50], samples=10, cache_dir=tmp_path / "other")
-    for other in (tmp_path / "other").glob("[!.]*.pt*"):  # whole, with the checksum that belongs to it
-        shutil.copy(other, path.with_name(other.name.replace(other.name.split(".")[0], path.stem)))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:])
     assert make_evaluator(digits[:40], samples=10, cache_dir=tmp_path).protocol == first.protocol
-
-
-def test_a_full_disk_is_an_error_and_leaves_no_half_of_a_file(tmp_path, digits):
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))  # Python ignores the signal: writing fails
-    try:
-        with pytest.raises(OSError):
-            make_evaluator(digits[:40], cache_dir=tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
+    assert len(computed) == 2 and f"{path} is damaged" in capsys.readouterr().err
+    assert path.read_bytes() == whole and list(tmp_path.glob("*.pt")) == [path]
 
 
 def test_a_score_that_is_not_finite_is_not_returned(digits, monkeypatch):
@@ -277,10 +228,8 @@ def test_a_score_that_is_not_finite_is_not_returned(digits, monkeypatch):
         (lambda x: frechet_distance(A, torch.full((5, 2), float("inf"))), "finite"),
         (lambda x: make_evaluator(x, features="pixel"), "did you mean 'pixels'"),
         (lambda x: make_evaluator(x.float()), "real images must be at least two uint8 images"),
-        (lambda x: make_evaluator(x[0]), "uint8 images"),
         (lambda x: make_evaluator(x.expand(-1, 2, -1, -1)), r"\(40, 2, 16, 16\)"),
         (lambda x: make_evaluator(x[:7]), "at least 8 real images and 4 samples, got 7 and 50"),
-        (lambda x: make_evaluator(x, real=7), "at least 8 real images and 4 samples, got 7 and 50"),
         (lambda x: make_evaluator(x, samples=3), "at least 8 real images and 4 samples, got 40 and 3"),
         (lambda x: make_evaluator(x)(x), r"expected 50 images of shape \(1, 16, 16\), got \(40, 1, 16, 16\)"),
         (lambda x: make_evaluator(x, samples=40)(x.float()), "generated images must be at least two uint8 images"),
@@ -302,8 +251,6 @@ def test_a_run_compares_with_as_many_real_images_as_it_is_told_and_goes_on_so(sm
     again = train(run_config(run_dir=run.run_dir, resume=True, steps=4), progress=False)
     assert [line["protocol"]["real_choice"] for line in again.evaluations] == ["100 of 1500, drawn with seed 0"] * 2
     assert again.evaluations[0]["floor"] == again.evaluations[1]["floor"]
-    with pytest.raises(ValueError, match="eval_real 100 -> 200"):
-        train(run_config(run_dir=run.run_dir, resume=True, steps=6, eval_real=200), progress=False)
     bounds = [make_config(preset).eval_real for preset in ("paper", "quick", "smoke")]
     assert bounds == [10_000, 10_000, None] and make_config("quick", eval_real=0).eval_real is None
 

@@ -1,6 +1,7 @@
 """wwgan.files: names, paths, hashes and servers."""
 
 import errno
+import hashlib
 import os
 import socket
 import time
@@ -61,6 +62,13 @@ def test_a_checksum_is_there_before_its_file_and_holds_for_its_content_alone(tmp
     save_tensors(path, dict(x=torch.arange(3)))
     assert replaced == [checksum_file(path), path] and load_tensors(path)["x"].tolist() == [0, 1, 2]
     assert sorted(os.listdir(tmp_path)) == ["x.pt", "x.pt.sha256"]
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert checksum_file(path).read_text() == f"{digest}  x.pt\n"  # as `sha256sum --check` reads it
+    for other in (f"{digest}  y.pt\n".encode(), b"0" * 64 + b"  x.pt\n", b"\xff" * 64):  # the first: of another file
+        checksum_file(path).write_bytes(other)
+        with pytest.raises(ValueError, match="x.pt is damaged"):
+            check_checksum(path)
+    checksum_file(path).write_text(f"{digest}  x.pt\n")
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match="x.pt is damaged: its checksum is not the one in x.pt.sha256"):
         load_tensors(path)

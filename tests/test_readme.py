@@ -85,12 +85,6 @@ def test_commands_for_a_run_are_commands_with_such_options(capsys):
         assert re.match("error: .*(no checkpoints|there is no run)", capsys.readouterr().err)
 
 
-def test_the_environment_that_make_sets_up_is_the_one_to_activate():
-    (command,) = [command for command in COMMANDS if command.startswith("source")]
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert command == "source .venv/bin/activate" and "VENV   ?= .venv\n" in makefile
-
-
 def test_the_command_for_a_scheduler_is_the_one_that_is_tested():
     """In the notebook that README names for it; tests/test_study.py runs its parts."""
     inner, page = "python -m wwgan.evidence.study study.json", NBS / "howto" / "cluster.ipynb"

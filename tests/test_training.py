@@ -1,44 +1,33 @@
 """Settings, the run folder, resuming, evaluation, the command line, and that a short run really learns."""
 
 import importlib.util
-import io
 import json
 import os
 import shutil
 import time
-from contextlib import redirect_stderr
 from dataclasses import FrozenInstanceError, asdict, fields
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from moments import contents
+from moments import bits, contents, edited, shown_by_tensorboard
 
 from wwgan import runs, step, training
 from wwgan.data import load_images, to_float
 from wwgan.evaluation import Evaluator, frechet_distance
 from wwgan.penalty import GROUND_METRICS, Sobolev, Wasserstein
 from wwgan.runs import read_evaluations, read_metrics, run_config
-from wwgan.settings import PRESETS, TrainConfig, make_config, parameters_of
+from wwgan.settings import PRESETS, TrainConfig, make_config
 from wwgan.step import TrainState, draw_samples, fixed_random, generate
-from wwgan.training import Run, load_run, train
+from wwgan.training import load_run, train
 
 CPU = torch.device("cpu")
 
 
-def tensors(state):
-    return [t for part in (state.generator, state.critic, state.ema) for t in part.state_dict().values()]
-
-
-def untimed(lines):
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
-
-
-def assert_same_numbers(a, b):
-    assert all(map(torch.equal, tensors(a.state), tensors(b.state)))
-    assert untimed(a.history) == untimed(b.history) and untimed(a.evaluations) == untimed(b.evaluations)
+def numbers(run):
+    """State, history and evaluations of a run, to be compared by ==."""
+    state = {name: part for name, part in run.state.state_dict().items() if name not in ("config", "losses")}
+    return bits([state, run.history, run.evaluations])
 
 
 def resume(run_dir, **changes):
@@ -84,15 +73,10 @@ def test_presets_are_valid_and_what_is_given_wins(preset, dataset):
     "given, words",
     [
         (dict(datset="cifar10"), ("'datset'", "did you mean 'dataset'")),
-        (dict(preset=["quick"]), ("preset", "a non-empty text")),
         (dict(preset="paper", dataset=[1]), ("dataset", "a non-empty text")),
-        (dict(preset="quik"), ("did you mean 'quick'",)),
         (dict(dataset="cifar"), ("did you mean 'cifar10'",)),
         (dict(penalty="wasserstien"), ("did you mean 'wasserstein'",)),
-        (dict(architecture="DCGANN"), ("did you mean 'dcgan'",)),
-        (dict(neighborhood="von_neuman"), ("did you mean 'von_neumann'",)),
         (dict(steps="many"), ("steps", "an integer", "many")),
-        (dict(steps=2.5), ("steps", "an integer", "2.5")),
         (dict(steps=2**63), ("steps must be an integer of 64 bits",)),
         (dict(eval_samples=3), ("eval_samples must be at least 4",)),
         (dict(lr="nan"), ("lr", "positive", "nan")),
@@ -106,8 +90,6 @@ def test_presets_are_valid_and_what_is_given_wins(preset, dataset):
         (dict(seed=-1), ("seed", "-1")),
         (dict(penalty="euclidean", radius=2), ("radius", "wasserstein", "euclidean")),
         (dict(device="cudda"), ("did you mean 'cuda'",)),
-        (dict(mass=-1), ("mass", "-1")),
-        (dict(radius=-1), ("radius", "-1")),
         (dict(run_dir=""), ("run_dir", "non-empty")),
         (dict(run_dir=os.fsdecode(b"r\xff")), ("run_dir", "UTF-8")),
         (dict(resume=True), ("run_dir",)),
@@ -118,29 +100,6 @@ def test_bad_settings_are_refused_by_name(given, words):
     with pytest.raises(ValueError) as error:
         run_config(**given)
     assert all(word in str(error.value) for word in words), error.value
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    st.sampled_from([f.name for f in fields(TrainConfig)]),
-    st.one_of(
-        st.text(max_size=8), st.floats(), st.integers(), st.booleans(), st.lists(st.floats(), max_size=3), st.none()
-    ),
-)
-def test_any_value_is_taken_or_refused_with_a_value_error(name, value):
-    try:
-        config = TrainConfig(**{name: value})
-    except ValueError as error:
-        assert str(error)
-    else:
-        assert TrainConfig(**asdict(config)) == config
-
-
-def test_parameters_of_a_notebook_keeps_plain_values():
-    namespace = dict(steps=3, betas=[0.5, 0.9], preset=None, _x=1, In=[""], Out={}, json=json, train=train)
-    assert parameters_of(namespace) == dict(steps=3, betas=[0.5, 0.9], preset=None)
-    papermill = ["", "preset = None", "# Parameters\n_x = 1\n"]
-    assert parameters_of(namespace | dict(In=papermill)) == dict(steps=3, betas=[0.5, 0.9], preset=None, _x=1)
 
 
 # the run folder
@@ -165,14 +124,7 @@ def test_run_folder_is_complete(finished):
     assert all(next(folder.glob(pattern), None) for pattern in runs.CONTENTS.values())
 
 
-def test_load_run_gives_back_the_same_generator(finished):
-    assert Run(finished.state).samples == []  # as in a process that does not write
-    assert torch.equal(draw_samples(load_run(finished.run_dir).state, 4), draw_samples(finished.state, 4))
-
-
 def test_evaluations_are_written_with_protocol_and_time_and_shown_by_tensorboard(finished):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     evaluations = finished.evaluations
     assert [line["step"] for line in evaluations] == [2, 4, 6] and read_evaluations(finished.run_dir) == evaluations
     sha256 = runs.read_provenance(finished.run_dir)["dataset_sha256"]
@@ -180,21 +132,17 @@ def test_evaluations_are_written_with_protocol_and_time_and_shown_by_tensorboard
         assert {"scores", "floor", "protocol", "seconds", "step"} == set(line)
         assert line["protocol"]["dataset"] == "digits" and line["protocol"]["split"] == "train"
         assert line["protocol"]["real_sha256"] == sha256
-    events = EventAccumulator(str(finished.run_dir))
-    events.Reload()
-    shown = [event.value for event in events.Scalars("evaluation/frechet")]
+    shown = [value for _, value in shown_by_tensorboard(finished.run_dir, "evaluation/frechet")]
     assert shown == pytest.approx([line["scores"]["frechet"] for line in evaluations])
 
 
 def test_same_seed_same_numbers_however_often_it_is_looked_at_and_another_seed_others(finished, smoke):
     seldom = dict(log_interval=6, sample_interval=6, checkpoint_interval=6, steps=6)
     second, other = (train(smoke(f"seed{seed}", seed=seed, **seldom), progress=False) for seed in (0, 1))
-    assert all(map(torch.equal, tensors(finished.state), tensors(second.state)))
-    assert torch.equal(finished.state.random.get_state(), second.state.random.get_state())
-    assert untimed(finished.history)[-1] == untimed(second.history)[-1]
+    (state, history, _), (expected, all_lines, _) = numbers(second), numbers(finished)
+    assert state == expected != numbers(other)[0] and history[-1] == all_lines[-1]
     assert second.evaluations == [] and not (second.run_dir / "evaluations.jsonl").exists()
     assert finished.samples[-1].read_bytes() == second.samples[-1].read_bytes() != other.samples[-1].read_bytes()
-    assert not torch.equal(tensors(second.state)[0], tensors(other.state)[0])
 
 
 def test_run_folders_are_never_written_over(finished_copy):
@@ -213,55 +161,27 @@ def test_run_folders_are_never_written_over(finished_copy):
     assert contents(finished_copy) == before
 
 
-def test_failures_leave_no_run_folder(smoke, tmp_path):
-    with pytest.raises(ValueError, match="device"):
-        train(smoke(device="cuda:77"), progress=False)
-    with pytest.raises(FileNotFoundError):
-        train(smoke(dataset=f"folder:{tmp_path / 'nothing'}"), progress=False)
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_run_of_another_version_is_gone_on_with_or_refused_with_a_clear_word(finished, finished_copy, tmp_path):
     """Fields that are new mean what was done before them; a setting that is no more stops the run, untouched."""
     new = ("length", "length_end", "length_steps", "order")
     older = shutil.copytree(finished_copy, tmp_path / "older")
     stored = json.loads((older / "config.json").read_text())
     for path in runs.checkpoints(older).values():
-        checkpoint = torch.load(path, weights_only=True)
-        checkpoint["config"] = {name: value for name, value in checkpoint["config"].items() if name not in new}
-        runs.save_checkpoint(path, checkpoint)
+        edited(path, "config", value=lambda config: {k: v for k, v in config.items() if k not in new})
     (older / "config.json").write_text(json.dumps({k: v for k, v in stored.items() if k not in new}))
-    assert_same_numbers(resume(older, steps=8), resume(finished_copy, steps=8))
+    assert numbers(resume(older, steps=8)) == numbers(resume(finished_copy, steps=8))
     (older / "config.json").write_text(json.dumps(stored | dict(annealing=3)))
     before = contents(older)
     with pytest.raises(ValueError, match="config.json .*this version knows no annealing; provenance.json names"):
         resume(older, steps=10)
-    checkpoint = torch.load(runs.checkpoints(older)[8], weights_only=True)
-    checkpoint["config"]["annealing"] = 3
-    runs.save_checkpoint(tmp_path / "step_0000008.pt", checkpoint)
-    with pytest.raises(ValueError, match="this version knows no annealing"):
-        runs.load_checkpoint(tmp_path / "step_0000008.pt")
     assert contents(older) == before
+    newest = runs.checkpoints(older)[8]
+    edited(newest, "config", "annealing", value=3)
+    with pytest.raises(ValueError, match="this version knows no annealing"):
+        runs.load_checkpoint(newest)
 
 
 # resuming
-
-
-def test_resumed_run_equals_the_run_that_never_stopped(finished, smoke):
-    """Also where the last checkpoint is damaged; later pictures, lines and best states of the first part go."""
-    settings = {name: getattr(finished.config, name) for name in ("eval_interval", "eval_features", "eval_samples")}
-    parts = train(smoke("parts", steps=4, **settings), progress=False).run_dir
-    (parts / "checkpoints" / "step_0000004.pt").write_bytes(b"half a file")
-    with redirect_stderr(io.StringIO()) as stderr:
-        resumed = resume(parts, steps=3)
-    assert "step_0000004.pt" in stderr.getvalue()
-    assert [path.name for path in resumed.samples] == [f"step_{k:07d}.png" for k in (0, 2, 3)]
-    resumed = resume(parts, steps=6)
-    keep = lambda lines: [line for line in untimed(lines) if line["step"] != 3]
-    assert all(map(torch.equal, tensors(resumed.state), tensors(finished.state)))
-    assert keep(resumed.history) == keep(finished.history)
-    assert keep(resumed.evaluations) == keep(finished.evaluations)
-    assert read_metrics(parts) == resumed.history and len(runs.read_provenance(parts)["resumed"]) == 2
 
 
 def test_checkpoint_of_another_kind_of_device_starts_a_new_stream(finished, finished_copy):
@@ -281,46 +201,27 @@ def test_resume_refuses_other_images(finished_copy, monkeypatch):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
 def test_gpu_runs_repeat_and_resume(smoke):
-    whole, again = (train(smoke(name, device="cuda"), progress=False) for name in ("a", "b"))
-    assert_same_numbers(whole, again)
+    whole, again = (numbers(train(smoke(name, device="cuda"), progress=False)) for name in ("a", "b"))
     train(smoke("c", device="cuda", steps=2), progress=False)
-    assert_same_numbers(whole, resume(smoke("c").run_dir, steps=4))
+    assert whole == again == numbers(resume(smoke("c").run_dir, steps=4))
 
 
-def test_best_checkpoint_is_the_state_with_the_best_score(smoke, monkeypatch):
-    scores = iter([3.0, 1.0, 2.0])
-    line = lambda: dict(scores=dict(frechet=next(scores)), floor=dict(frechet=0.5), protocol=dict(features="pixels"))
-    monkeypatch.setattr(Evaluator, "__call__", lambda self, images: line())
-    config = smoke(steps=6, eval_interval=2, eval_features="pixels", eval_samples=40)
-    folder = train(config, progress=False).run_dir
-    best = load_run(folder, "cpu", best=True)
-    assert best.state.step == 4 and load_run(folder, "cpu").state.step == 6
-    checkpoint = torch.load(folder / "checkpoints" / "step_0000004.pt", weights_only=True)
+def test_best_checkpoint_has_the_best_score_and_evaluations_are_no_training_time(smoke, monkeypatch):
+    scores, real = [], time.perf_counter
+
+    def evaluated(self, images):
+        scores.append([3.0, 1.0, 2.0][len(scores)])
+        return dict(scores=dict(frechet=scores[-1]), floor=dict(frechet=0.5), protocol=dict(features="pixels"))
+
+    monkeypatch.setattr(Evaluator, "__call__", evaluated)
+    monkeypatch.setattr(time, "perf_counter", lambda: real() + 1000 * len(scores))  # each takes 1,000 seconds
+    run = train(smoke(steps=6, eval_interval=2, eval_features="pixels", eval_samples=40), progress=False)
+    assert run.history[-1]["seconds"] < 1000 and len(scores) == 3
+    best = load_run(run.run_dir, "cpu", best=True)
+    assert best.state.step == 4 and load_run(run.run_dir, "cpu").state.step == 6
+    checkpoint = torch.load(run.run_dir / "checkpoints" / "step_0000004.pt", weights_only=True)
     assert all(torch.equal(best.state.critic.state_dict()[name], value) for name, value in checkpoint["critic"].items())
-    assert runs.read_checkpoint(folder, best=True)["evaluation"]["scores"]["frechet"] == 1.0
-
-
-def test_best_checkpoint_of_a_later_step_goes_when_a_run_goes_on_from_an_earlier_one(finished_copy):
-    assert runs.read_checkpoint(finished_copy, best=True)["step"] > 2
-    for later in (4, 6):
-        runs.checkpoints(finished_copy)[later].unlink()
-    resume(finished_copy, steps=3, eval_interval=0)
-    assert not runs.checkpoints(finished_copy, "best")
-    resume(finished_copy, steps=4, eval_interval=1)
-    assert load_run(finished_copy, "cpu", best=True).state.step == 4  # the best that is still there
-    (best,) = runs.checkpoints(finished_copy, "best").values()
-    best.write_bytes(b"damaged")
-    resume(finished_copy, steps=6)
-    assert load_run(finished_copy, "cpu", best=True).state.step > 4
-
-
-def test_time_of_evaluation_is_not_training_time(smoke, monkeypatch):
-    evaluated, real = [], time.perf_counter
-    line = dict(scores=dict(frechet=1.0), floor=dict(frechet=0.5), protocol=dict(features="pixels"))
-    monkeypatch.setattr(Evaluator, "__call__", lambda self, images: evaluated.append(1) or line)
-    monkeypatch.setattr(time, "perf_counter", lambda: real() + 1000 * len(evaluated))  # each takes 1,000 seconds
-    config = smoke(eval_interval=2, eval_features="pixels", eval_samples=40)
-    assert train(config, progress=False).history[-1]["seconds"] < 1000 and evaluated
+    assert runs.read_checkpoint(run.run_dir, best=True)["evaluation"]["scores"]["frechet"] == 1.0
 
 
 # what goes wrong
