@@ -55,7 +55,7 @@ def test_notebook_runs_and_leaves_nothing_behind(tmp_path, monkeypatch, notebook
 @pytest.mark.parametrize("notebook", EVERY)
 @pytest.mark.parametrize(
     "given, words",
-    [(dict(step=3), "did you mean 'steps'"), (dict(steps="soon"), "steps must be an integer, got 'soon'")],
+    [(dict(step=3), "did you mean 'steps'"), (dict(steps="soon"), "steps must be an integer of 64 bits, got 'soon'")],
 )
 def test_unknown_and_bad_parameters_stop_the_notebook(notebook, given, words):
     with pytest.raises(ValueError, match=words):

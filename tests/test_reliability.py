@@ -364,7 +364,7 @@ SPOILT = [
     ("provenance.json", "[]", "provenance.json does not say"),
     ("provenance.json", '{"dataset_sha256": "", "dataset_shape": []}', "provenance.json is damaged"),
     ("evaluations.jsonl", '{"step": 1}\n', "evaluations.jsonl must have scores"),
-    ("evaluations.jsonl", json.dumps(dict(step=2, scores={}, floor={}, protocol=dict(features="nose"))), "have scores"),
+    ("evaluations.jsonl", '{"step": 2, "scores": {}, "floor": {}, "protocol": {"features": "nose"}}\n', "have scores"),
     ("metrics.jsonl", "{}\n", "line 1 of .*metrics.jsonl"),
     ("metrics.jsonl", f'{{"step": {2**64}}}\n', "line 1 of .*metrics.jsonl"),
     ("metrics.jsonl", '{"step": 3, "norm": 1}\n', "metrics.jsonl is damaged: what it says of update 3"),
