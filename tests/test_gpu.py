@@ -1,10 +1,15 @@
 """What waits for a GPU, on the CPU at smoke size: it records, goes on where it stopped, and refuses a wrong device."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 
 from wwgan.evidence import gpu
+from wwgan.evidence.cost import read_costs
 from wwgan.files import read_json
 
 NAME, CONFIG = next(iter(gpu.plan(smoke=True).items()))
@@ -14,7 +19,7 @@ IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (32, 3, 32, 
 @pytest.fixture(autouse=True)
 def one_training(monkeypatch):
     monkeypatch.setattr(gpu, "plan", lambda smoke: {NAME: CONFIG})
-    monkeypatch.setattr(gpu, "measure", lambda scale, device: dict(scale=scale))
+    monkeypatch.setattr(gpu, "measure", lambda scale, device, parts: dict(scale=scale))
     monkeypatch.setattr(gpu, "LOG_INTERVAL", 2)
 
 
@@ -50,3 +55,23 @@ def test_images_that_are_missing_or_of_another_form_are_refused(array, tmp_path,
         np.save(tmp_path / "images.npy", array)
     assert gpu.main([str(tmp_path / "out"), "--images", str(tmp_path / "images.npy")]) == 2
     assert "uint8 (N, 3, 32, 32)" in capsys.readouterr().err or array is None
+
+
+ALONE = """
+import sys
+
+missing = "tqdm torchvision scipy sklearn PIL matplotlib filelock joblib torch_fidelity"
+sys.modules.update(dict.fromkeys(missing.split()))
+from wwgan.evidence import gpu
+
+gpu.plan = lambda smoke: {}
+sys.exit(gpu.main([sys.argv[1], "--images", sys.argv[2], "--smoke", "--device", "cpu"]))
+"""
+
+
+def test_torch_and_numpy_are_enough(tmp_path):
+    np.save(tmp_path / "images.npy", IMAGES.numpy())
+    command = [sys.executable, "-c", ALONE, tmp_path / "out", tmp_path / "images.npy"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert read_costs(tmp_path)["GPU"]["scale"] == "smoke"  # where the table of costs looks for it

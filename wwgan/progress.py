@@ -1,8 +1,20 @@
 """Progress bars that move on a terminal and leave a few lines where what they print is kept."""
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from tqdm import tqdm
+try:
+    from tqdm import tqdm
+except ImportError:  # a machine that measures with torch and NumPy alone
+
+    class tqdm:  # type: ignore[no-redef]
+        """Goes through the items and shows nothing."""
+
+        def __init__(self, items: Iterable[Any], *_: Any, **__: Any):
+            self.items = items
+
+        def __iter__(self) -> Iterator[Any]:
+            return iter(self.items)
 
 
 class Progress(tqdm):  # type: ignore[misc]  # without types

@@ -255,7 +255,7 @@ def read_costs(folder: Path | None = None) -> dict[str, dict[str, Any] | None]:
     of the main record.
     """
     folder = folder or project_root() / "data" / "results"
-    records = {device: sorted(folder.glob(f"cost_{device.lower()}*.json")) for device in ("CPU", "GPU")}
+    records = {device: sorted(folder.rglob(f"cost_{device.lower()}*.json")) for device in ("CPU", "GPU")}
     return {device: dict(ChainMap(*map(read_json, paths))) or None for device, paths in records.items()}
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,12 @@ from ..runs import provenance
 from ..settings import TrainConfig, make_config
 from ..step import TrainState, draw_many, draw_samples, gradient_norms, update
 from ..training import repeatable_convolutions
-from .cost import measure
+from .cost import PARTS, measure
 from .length import SETTINGS
 
 FULL: dict[str, Any] = dict(dataset="cifar10", size=32, width=64, critic_steps=5, steps=20_000, ema=0.999)
 LOG_INTERVAL = 1000
+_NEEDS = dict(places="scipy", training="torchvision")  # parts of the benchmark that torch and NumPy do not make
 
 
 def plan(smoke: bool = False) -> dict[str, TrainConfig]:
@@ -117,8 +119,9 @@ def run(images: Tensor, folder: Path, minutes: float, smoke: bool = False, devic
     place, deadline = pick_device(device), time.monotonic() + 60 * minutes
     images = images.to(place)
     write_json(folder / "kernels.json", dict(device=str(place), difference=check_kernels(place)))
-    if not (folder / "cost.json").exists() and time.monotonic() < deadline:
-        write_json(folder / "cost.json", measure("smoke" if smoke else None, str(place)))
+    if not (folder / "cost_gpu.json").exists() and time.monotonic() < deadline:
+        parts = [part for part in PARTS if find_spec(_NEEDS.get(part, "torch"))]
+        write_json(folder / "cost_gpu.json", measure("smoke" if smoke else None, str(place), parts))
     left = []
     for name, config in plan(smoke).items():
         if not (folder / f"{name}.json").exists():

@@ -80,10 +80,10 @@ PLAN = {
 }
 
 
-def _train(study: Study, results: Path, runs: Path, only: Iterable[str] | None = None, **where: Any) -> None:
+def _train(study: Study, results: Path, runs: Path, **where: Any) -> None:
     """Train what is missing, one thread a run; runs that fail, because they diverge, are named and left out."""
     try:
-        run_study(study, results, runs, only=only, threads=1, progress=False, **where)
+        run_study(study, results, runs, threads=1, progress=False, **where)
     except RuntimeError as error:
         print(error, file=sys.stderr)
 
@@ -320,11 +320,10 @@ def main(argv: Iterable[str] | None = None) -> int:
 
 
 def _carry_out(study: Study, results: Path, runs: Path, workers: int, data_dir: str | None) -> None:
-    """Train and measure what is missing, seed by seed, so that a study cut off early compares like with like."""
-    for seed in study.seeds:
-        names = [name for name, config in study.configs().items() if config.seed == seed]
-        _train(study, results, runs, names, workers=workers, data_dir=data_dir)
-        measure(study, results, runs, data_dir)
+    """Measure what was recorded before, train what is missing, seed by seed, and measure that."""
+    measure(study, results, runs, data_dir)
+    _train(study, results, runs, workers=workers, data_dir=data_dir)
+    measure(study, results, runs, data_dir)
 
 
 if __name__ == "__main__":
