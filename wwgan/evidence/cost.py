@@ -157,6 +157,21 @@ def our_training(config: TrainConfig, images: Tensor, device: torch.device) -> C
     return one_update
 
 
+def relative_times(configs: Mapping[str, TrainConfig], baseline: str, images: Tensor, rounds: int) -> dict[str, Any]:
+    """Time of a generator update with each of these settings over that with the baseline's, with one thread on a CPU.
+
+    images: uint8 (N, C, H, W), on the device that trains. Plain JSON: median and quartiles over rounds.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    calls = {name: our_training(config, images, images.device) for name, config in configs.items()}
+    seconds = interleaved(calls, rounds, images.device)
+    torch.set_num_threads(before)
+    times = {name: ratio(seconds, name, baseline) for name in configs}
+    origin = provenance(configs[baseline], images, images.device)
+    return dict(baseline=baseline, rounds=rounds, times=times, provenance=origin)
+
+
 def training_costs(scale: _Scale, device: torch.device) -> dict[str, Any]:
     """Throughput of each way of training against the plain loop with the same penalty."""
     size, width, batch = scale["training"]
