@@ -24,7 +24,7 @@ from .attack import random_transport, worst_in_ball, worst_transport
 from .perturbation import MOTIONS, Matched, matched, radial_power_spectrum
 from .probe import cross_fade, latent_paths, perturbation_path, separation
 from .records import read_records
-from .statistics import Estimate, holm, log_ratios, measured_ratio, student_p
+from .statistics import Estimate, geometric_estimate, holm, log_ratios, student_p
 from .study import Study, read_study, run_study
 
 COMMON: dict[str, Any] = dict(dataset="fashion_mnist", size=32, width=16, latent_dim=64, critic_steps=5, batch_size=64)
@@ -249,27 +249,27 @@ class Verdict(NamedTuple):
     word: str
 
 
-def ratio_of(
+def ratios_of(
     records: Mapping[str, Any], seeds: Iterable[int], outcome: str, setting: str, baseline: str
-) -> tuple[Estimate, float] | None:
-    """A setting's outcome over the baseline's, over the seeds of which both runs have it, with its p-value.
+) -> list[float]:
+    """Logarithm of a setting's outcome over the baseline's, for each seed of which both runs have it.
 
-    records: of `read_outcomes`. None for fewer than two such seeds.
+    records: of `read_outcomes`.
     """
     values = {name: value for name, record in records.items() if (value := value_of(outcome, record)) is not None}
     both = [seed for seed in seeds if all(f"{name}-seed{seed}" in values for name in (setting, baseline))]
-    compared = (values, both, setting, baseline, lambda value: [value])
-    return (measured_ratio(*compared), student_p(log_ratios(*compared))) if len(both) > 1 else None
+    return log_ratios(values, both, setting, baseline, lambda value: [value])
 
 
 def verdicts(records: Mapping[str, Any], seeds: Sequence[int], claim: str) -> dict[str, Verdict]:
-    """Each comparison of a claim, as "released over euclidean"; one that has no `ratio_of` yet is left out."""
+    """Each comparison of a claim, as "released over euclidean"; one without two seeds is left out."""
     plan = PLAN[claim]
-    ratios = {" over ".join(pair): ratio_of(records, seeds, plan.outcome, *pair) for pair in plan.pairs}
-    found = {name: one for name, one in ratios.items() if one}
-    adjusted = holm({name: p for name, (_, p) in found.items()})
+    found = {" over ".join(pair): ratios_of(records, seeds, plan.outcome, *pair) for pair in plan.pairs}
+    found = {name: logs for name, logs in found.items() if len(logs) > 1}
+    adjusted = holm({name: student_p(logs) for name, logs in found.items()})
+    ratios = {name: geometric_estimate(logs) for name, logs in found.items()}
     return {
-        name: Verdict(ratio, adjusted[name], word_of(ratio, adjusted[name], plan)) for name, (ratio, _) in found.items()
+        name: Verdict(ratio, adjusted[name], word_of(ratio, adjusted[name], plan)) for name, ratio in ratios.items()
     }
 
 
