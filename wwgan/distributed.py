@@ -31,6 +31,17 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
+@contextmanager
+def using_threads(count: int) -> Iterator[None]:
+    """In here torch computes with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def world_size() -> int:
     """Number of processes that train together; 1 unless torch.distributed was initialised."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -95,10 +95,18 @@ def _slope(critic: Critic, X: Tensor, price: Tensor | float = 0.0) -> tuple[Tens
     return scores.detach(), g
 
 
-def _begin(images: Tensor, reach: int) -> tuple[Tensor, _Window, Tensor]:
-    """Intensities, the moves, and the plan by which everything stays."""
+def _check(images: Tensor, steps: int, **positive: float) -> Tensor:
+    """Intensities. ValueError for other images, for no step, and for what is not positive and finite."""
     _check_images(images)
-    X = (images.detach() + 1) / 2
+    for name, value in dict(steps=steps, **positive).items():
+        if not 0 < value < float("inf"):
+            raise ValueError(f"{name} must be positive and finite, got {value}")
+    return (images.detach() + 1) / 2
+
+
+def _begin(images: Tensor, steps: int, budget: float, reach: int) -> tuple[Tensor, _Window, Tensor]:
+    """Intensities, the moves, and the plan by which everything stays."""
+    X = _check(images, steps, budget=budget, reach=reach)
     window = _Window(X, reach)
     plan = X.new_zeros(window.inside.shape)
     plan[:, :, len(window.squares) // 2] = 1
@@ -109,9 +117,9 @@ def worst_transport(critic: Critic, images: Tensor, budget: float, steps: int = 
     """Lower a critic's scores most by moving the mass of images (B, C, H, W) in [-1, 1] within each channel.
 
     critic: scores each image by itself. budget: in pixels, root mean square over the mass of an image. reach: no mass
-    moves farther than this along an axis. Raises ValueError for other images.
+    moves farther than this along an axis. Raises ValueError for other images, budgets and steps.
     """
-    X, window, plan = _begin(images, reach)
+    X, window, plan = _begin(images, steps, budget, reach)
     before, slope = _slope(critic, X)
     price, best = 10 * slope.flatten(1).abs().amax(1), (plan, before)
     for step in range(steps):
@@ -139,9 +147,9 @@ def _of_plan(critic: Critic, window: _Window, X: Tensor, plan: Tensor) -> Attack
 def random_transport(critic: Critic, images: Tensor, budget: float, tries: int = 60, reach: int = 3) -> Attack:
     """Random search instead of gradients: plans for smooth random directions, mixed in where that lowers the score.
 
-    Seeded. Arguments as of `worst_transport`.
+    Seeded. Arguments and errors as of `worst_transport`.
     """
-    X, window, stays = _begin(images, reach)
+    X, window, stays = _begin(images, tries, budget, reach)
     random, (before, g) = torch.Generator().manual_seed(0), _slope(critic, X)
     price, best = 10 * g.flatten(1).abs().amax(1), (stays, before)
     for _ in range(tries):
@@ -153,7 +161,7 @@ def random_transport(critic: Critic, images: Tensor, budget: float, tries: int =
 
 def worst_in_ball(critic: Critic, images: Tensor, radius: Tensor, steps: int = 60) -> Attack:
     """Lower a critic's scores most within Euclidean balls of radii (B,), in intensities, around images in [-1, 1]."""
-    X, radius = (images.detach() + 1) / 2, radius.to(images)[:, None, None, None]
+    X, radius = _check(images, steps), radius.to(images)[:, None, None, None]
     before, g = _slope(critic, X)
     changed, best = X, (X, before)
     length = lambda v: v.flatten(1).norm(dim=1)[:, None, None, None].clamp_min(1e-12)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distributed import pick_device
+from ..distributed import pick_device, using_threads
 from ..files import project_root, read_json, unknown_name, write_json
 from ..penalty import Wasserstein
 from ..progress import Progress
@@ -162,11 +162,9 @@ def relative_times(configs: Mapping[str, TrainConfig], baseline: str, images: Te
 
     images: uint8 (N, C, H, W), on the device that trains. Plain JSON: median and quartiles over rounds.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     calls = {name: our_training(config, images, images.device) for name, config in configs.items()}
-    seconds = interleaved(calls, rounds, images.device)
-    torch.set_num_threads(before)
+    with using_threads(1):
+        seconds = interleaved(calls, rounds, images.device)
     times = {name: ratio(seconds, name, baseline) for name in configs}
     origin = provenance(configs[baseline], images, images.device)
     return dict(baseline=baseline, rounds=rounds, times=times, provenance=origin)

@@ -249,7 +249,7 @@ class Verdict(NamedTuple):
     word: str
 
 
-def ratios_of(
+def log_ratios_of(
     records: Mapping[str, Any], seeds: Iterable[int], outcome: str, setting: str, baseline: str
 ) -> list[float]:
     """Logarithm of a setting's outcome over the baseline's, for each seed of which both runs have it.
@@ -264,7 +264,7 @@ def ratios_of(
 def verdicts(records: Mapping[str, Any], seeds: Sequence[int], claim: str) -> dict[str, Verdict]:
     """Each comparison of a claim, as "released over euclidean"; one without two seeds is left out."""
     plan = PLAN[claim]
-    found = {" over ".join(pair): ratios_of(records, seeds, plan.outcome, *pair) for pair in plan.pairs}
+    found = {" over ".join(pair): log_ratios_of(records, seeds, plan.outcome, *pair) for pair in plan.pairs}
     found = {name: logs for name, logs in found.items() if len(logs) > 1}
     adjusted = holm({name: student_p(logs) for name, logs in found.items()})
     ratios = {name: geometric_estimate(logs) for name, logs in found.items()}

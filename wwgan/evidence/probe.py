@@ -40,6 +40,8 @@ def geodesic_path(a: Tensor, b: Tensor, steps: int = 8) -> Tensor:
     In each channel the brighter of the two is dimmed to the light of the other, for transport moves light and makes
     none. Solves B * C cone programs (`WassersteinMetric.geodesic`): for images of up to about 20 x 20 pixels.
     """
+    if a.shape != b.shape:
+        raise ValueError(f"both ends of the paths must have the same shape, got {tuple(a.shape)} and {tuple(b.shape)}")
     for images in (a, b):
         _check_images(images)
     metric = _metric_on(a)

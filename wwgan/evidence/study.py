@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..checkpoints import checkpoints
+from ..distributed import using_threads
 from ..files import check_names, project_root, read_json
 from ..runs import MACHINE, copy_record, differing, read_config
 from ..settings import TrainConfig, make_config
@@ -85,18 +86,16 @@ class _Run(NamedTuple):
 
 def _attempt(run: _Run) -> str | None:
     """Train and record a run, from where it was cut off if it was, unless that is done; what went wrong, or None."""
-    before, folder = torch.get_num_threads(), Path(run.run_dir)
-    torch.set_num_threads(run.threads)
+    folder = Path(run.run_dir)
     try:
         if not Path(run.record).exists() or run.with_run and run.config.steps not in checkpoints(folder):
             begun = (folder / "config.json").exists()
-            train(replace(run.config, run_dir=run.run_dir, resume=begun), run.progress)
+            with using_threads(run.threads):
+                train(replace(run.config, run_dir=run.run_dir, resume=begun), run.progress)
             copy_record(folder, Path(run.record))
         return None
     except Exception as error:
         return f"{Path(run.record).name} failed: {str(error) or type(error).__name__}"
-    finally:
-        torch.set_num_threads(before)
 
 
 def run_study(
