@@ -106,6 +106,15 @@ def test_a_critic_without_a_gap_is_left_out_of_what_needs_one():
     assert length.verdicts(known, range(5), "samples")["released over euclidean"].ratio.n == 5
 
 
+def test_a_comparison_that_is_not_measured_yet_counts_in_the_correction():
+    known = records(ALL | dict(released=0.7), spread=0.05)
+    whole = length.verdicts(known, range(5), "samples")
+    part = length.verdicts({k: v for k, v in known.items() if not k.startswith("paper")}, range(5), "samples")
+    pair = "released over euclidean"
+    assert "paper over euclidean" in whole and "paper over euclidean" not in part
+    assert part[pair].p == whole[pair].p < 0.05
+
+
 def test_trend_finds_a_planted_slope():
     planted = {name: (1 + pixels) ** -0.3 for name, pixels in length.LENGTHS.items()}
     slope = student_mean(length.slopes(records(planted), range(5), "robustness"))

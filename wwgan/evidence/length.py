@@ -262,12 +262,14 @@ def log_ratios_of(
 
 
 def verdicts(records: Mapping[str, Any], seeds: Sequence[int], claim: str) -> dict[str, Verdict]:
-    """Each comparison of a claim, as "released over euclidean"; one without two seeds is left out."""
+    """Each comparison of a claim, as "released over euclidean".
+
+    One without two seeds is left out, but counts in the correction, which is for all that were planned.
+    """
     plan = PLAN[claim]
     found = {" over ".join(pair): log_ratios_of(records, seeds, plan.outcome, *pair) for pair in plan.pairs}
-    found = {name: logs for name, logs in found.items() if len(logs) > 1}
-    adjusted = holm({name: student_p(logs) for name, logs in found.items()})
-    ratios = {name: geometric_estimate(logs) for name, logs in found.items()}
+    adjusted = holm({name: student_p(logs) if len(logs) > 1 else 1.0 for name, logs in found.items()})
+    ratios = {name: geometric_estimate(logs) for name, logs in found.items() if len(logs) > 1}
     return {
         name: Verdict(ratio, adjusted[name], word_of(ratio, adjusted[name], plan)) for name, ratio in ratios.items()
     }
