@@ -1,16 +1,13 @@
 """What the figure notebooks share: where their results are, what they measure on, how intervals are drawn."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
-from ..data import load_images, pick_images, to_float
-from ..files import project_root, unknown_name, write_json
-from .study import Study, read_study, run_study
+from ..files import project_root, unknown_name
+from .study import Study
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,37 +37,6 @@ def smoke_study(settings: Mapping[str, Mapping[str, Any]]) -> Study:
     """A study of seconds, to see that a figure's notebook runs: three seeds, a few updates on digits."""
     common = dict(preset="smoke", eval_interval=2, eval_features="pixels", eval_samples=40)
     return Study(common, settings, [0, 1, 2])
-
-
-def study_in(folder: str | Path, smoke: Study | None = None) -> Study:
-    """The study of a results folder, from its study.json. smoke: a small one to write there first, if none is.
-
-    Raises as `read_study`, and ValueError where another study than `smoke` is there already.
-    """
-    path = Path(folder) / "study.json"
-    if smoke and not path.exists():
-        write_json(path, asdict(smoke))
-    study = read_study(path)
-    if smoke not in (None, study):
-        raise ValueError(f"{folder} holds another study than the one at smoke scale: name another results folder")
-    return study
-
-
-def run_with_networks(study: Study, results: Path, smoke: bool = False, **options: Any) -> Path:
-    """Train a study so that its networks can be measured; the folder of its run folders.
-
-    They are below data/runs/ of the repository, at smoke scale in the results folder. options: of `run_study`.
-    """
-    runs = results / "runs" if smoke else project_root() / "data" / "runs" / results.name
-    run_study(study, results, runs=runs, with_runs=True, device="cpu", **options)
-    return runs
-
-
-def images_of(study: Study, n: int, data_dir: str | Path | None = None) -> tuple[Tensor, Tensor]:
-    """The images of a study, uint8 (N, C, H, W), and n of them in [-1, 1] to measure on, the same in every figure."""
-    config = next(iter(study.configs().values()))
-    images = load_images(config.dataset, data_dir, config.size)
-    return images, to_float(pick_images(images, n))
 
 
 def draw_intervals(

@@ -64,24 +64,9 @@ def _check_comparable(records: list[Record]) -> None:
 _NAMES = dict(fid="FID", kid="KID", frechet="Fréchet distance", kernel="kernel distance")
 
 
-def last_scores(records: Iterable[Record], name: str) -> dict[int, float]:
+def _last_scores(records: Iterable[Record], name: str) -> dict[int, float]:
     """Seed -> that score at the run's last evaluation."""
     return {record.seed: record.evaluations[-1]["scores"][name] for record in records}
-
-
-def responses(run: Mapping[str, Any], names: Iterable[str] | None = None, over_gap: bool = False) -> list[float]:
-    """A critic's responses to perturbations of the largest size. run: of robustness.json; names: None for all.
-
-    over_gap: in units of the gap between real and generated images, not of the spread over real ones.
-    """
-    return [run["responses"][name][-1] / (run["gap"] if over_gap else 1) for name in names or run["responses"]]
-
-
-def along_paths(
-    run: Mapping[str, Any], measure: str = "largest_jump", kinds: Iterable[str] | None = None
-) -> list[float]:
-    """A measure of `PathProfile` along each kind of paths, None for all. run: a critic of continuity.json."""
-    return [run["paths"][kind][measure] for kind in kinds or run["paths"]]
 
 
 def summary_table(records: Mapping[str, list[Record]], baseline: str) -> str:
@@ -99,13 +84,13 @@ def summary_table(records: Mapping[str, list[Record]], baseline: str) -> str:
         f"{_NAMES[names[0]]} minus {baseline}'s",
     ]
     rows = [header, ["---"] * len(header)]
-    theirs = last_scores(found.get(baseline, []), names[0])
+    theirs = _last_scores(found.get(baseline, []), names[0])
     for setting, group in found.items():
         rows.append([setting, str(len(group))])
         for name in names:
-            values = [*last_scores(group, name).values()]
+            values = [*_last_scores(group, name).values()]
             rows[-1].append(f"{mean(values):.4g}" + (f" ± {stdev(values):.3g}" if len(values) > 1 else ""))
-        mine = last_scores(group, names[0])
+        mine = _last_scores(group, names[0])
         compared = setting != baseline and len({*mine} & {*theirs}) > 1
         rows[-1].append(f"{paired_difference(mine, theirs):.3g}" if compared else "")
     floor = [f"{last['floor'][name]:.4g}" for name in names]
