@@ -26,7 +26,7 @@ SIDEBAR = {
     "Theory": ["theory/*"],
     "Method": ["method/*"],
     "Evidence": ["evidence/*"],
-    "Figures": ["figures/idea", "figures/samples", "figures/*"],
+    "Figures": ["figures/idea", "figures/*"],
     "API reference": ["api/*"],
 }
 

@@ -30,6 +30,7 @@ CELLS = {
     "evidence/08_perturbation": "plot-wasserstein-at-matched-euclidean-size",
     "evidence/08_attack": "plot-attacks",
     "evidence/08_probe": "check-paths",
+    "evidence/09_statistics": "plot-coverage",
     "explore": "examples",
     "howto/own_gan": "critic-gradients",
     "howto/own_metric": "what-it-finds-near",
