@@ -39,7 +39,7 @@ def test_between_two_gaussians_centre_width_and_mass_go_in_a_straight_line(of_a)
     a, b = 3 * blob(10, 8, 2.0), 5 * blob(20, 21, 3.0)
     expected = of_a * moments(a) + (1 - of_a) * moments(b)
     result = moments(displacement_interpolation(a, b, share(of_a)))
-    assert_close(result, expected, rtol=0, atol=0.03)
+    assert_close(result, expected, rtol=0, atol=0.1)
     straight = moments(of_a * a + (1 - of_a) * b)
     if of_a not in (0, 1):
         assert (straight - expected)[3] > 1  # a double exposure is wider: the check can tell

@@ -15,14 +15,14 @@ from .checks import RANGE, ImageRange, check_range, check_shares, promoted_image
 
 # %% ../nbs/theory/02_points.ipynb #displacement
 def _blurred(m: Tensor, blur: float) -> Tensor:
-    """Images (..., H, W) under the kernel exp(-|i - j|^2 / (2 blur^2)), one side after the other."""
-    rows, columns = (torch.arange(side, dtype=m.dtype, device=m.device) for side in m.shape[-2:])
+    """Images (H, ..., W) under the kernel exp(-|i - j|^2 / (2 blur^2)): two matrix products, one for each side."""
+    rows, columns = (torch.arange(m.shape[k], dtype=m.dtype, device=m.device) for k in (0, -1))
     vertical, horizontal = (torch.exp(-(i[:, None] - i).square() / (2 * blur**2)) for i in (rows, columns))
-    return vertical @ m @ horizontal
+    return (vertical @ m.flatten(1)).view(m.shape) @ horizontal
 
 
 def displacement_interpolation(
-    a: Tensor, b: Tensor, share: Tensor, blur: float | None = None, iterations: int = 30
+    a: Tensor, b: Tensor, share: Tensor, blur: float | None = None, iterations: int = 12
 ) -> Tensor:
     """Images on the way between a and b by optimal transport: intensities (B, C, H, W) twice -> (B, C, H, W), detached.
 
@@ -30,22 +30,24 @@ def displacement_interpolation(
     in a straight line from one's to the other's. A black channel counts as uniform. blur: of the entropic plan in
     pixels; None: 1/32 of the longer side, with which float64 holds motions nearly from corner to corner.
     Same numbers every time, on a GPU as well.
-    Source: Janati et al. 2020, debiased Sinkhorn barycentres; Solomon et al. 2015, on grids.
+    Source: Janati et al. 2020, debiased Sinkhorn barycentres; Solomon et al. 2015, on grids; Thibault et al. 2021, steps
+    half as long again.
     """
     blur = max(a.shape[-2:]) / 32 if blur is None else blur
-    share, X = share.double(), torch.stack([a.detach(), b.detach()]).double()
-    mass = X.sum((-2, -1), keepdim=True)
-    X = X + 1e-6 * X.mean((-2, -1), keepdim=True) + torch.finfo(X.dtype).tiny  # no pixel is out of every plan
-    X = X / X.sum((-2, -1), keepdim=True)
-    weights = torch.stack([share, 1 - share])
-    scaling, debias = torch.ones_like(X), torch.ones_like(X[0])
+    images, shares = torch.stack([a.detach(), b.detach()]), torch.stack([share, 1 - share])
+    X, weights = (values.double().movedim(-2, 0).contiguous() for values in (images, shares))  # (H, 2, B, C, W)
+    mass = X.sum((0, -1), keepdim=True)
+    X = X + 1e-6 * X.mean((0, -1), keepdim=True) + torch.finfo(X.dtype).tiny  # no pixel is out of every plan
+    X = X / X.sum((0, -1), keepdim=True)
+    scaling, debias = torch.ones_like(X), torch.ones_like(X[:, 0])
     for _ in range(iterations):
         reach = _blurred(X / _blurred(scaling, blur), blur)
-        between = debias * (weights * reach.log()).sum(0).exp()
-        scaling = between / reach
+        between = debias * (weights * reach.log()).sum(1).exp()
+        update = between[:, None] / reach
+        scaling = update * (update / scaling).sqrt()  # half as far again as the plain update
         debias = (debias * between / _blurred(debias, blur)).sqrt()
-    between = between / between.sum((-2, -1), keepdim=True) * (weights * mass).sum(0)
-    return between.to(a.dtype)
+    between = between / between.sum((0, -1), keepdim=True) * (weights * mass).sum(1)
+    return between.movedim(0, -2).to(a.dtype)
 
 # %% ../nbs/theory/02_points.ipynb #intensity
 def intensity(x: Tensor, image_range: ImageRange = RANGE) -> Tensor:
