@@ -172,7 +172,7 @@ def test_bad_files_are_named_together(folder):
 BAD_ARGUMENTS = [
     *((dict(size=size), "positive int") for size in (0, -4, 16.0, True, "16")),
     (dict(dataset="cifar"), "unknown dataset 'cifar': did you mean 'cifar10'"),
-    (dict(dataset="zzz"), "Known: celeba, cifar10, digits, fashion_mnist, folder:<path>, kmnist, mnist, stl10, svhn"),
+    (dict(dataset="zzz"), "Known: .*cifar10, .*folder:<path>, .*svhn"),
     (dict(split="trian"), "did you mean 'train'"),
     (dict(split="valid"), "Known: test, train"),
     (dict(data_dir="file"), "data_dir expects a folder"),
@@ -384,7 +384,7 @@ def test_cifar10_download(tmp_path, monkeypatch):
     assert os.listdir(tmp_path / "new/cifar10") == ["cifar-10-batches-py"]
 
 
-@pytest.mark.parametrize("name", ["cifar10", "svhn", "stl10", "mnist", "fashion_mnist", "kmnist", "celeba"])
+@pytest.mark.parametrize("name", [name for name, about in sources.DATASETS.items() if about.torchvision])
 @pytest.mark.parametrize("reachable", [False, True])
 def test_failed_download(tmp_path, monkeypatch, name, reachable):
     """Says what was looked for and what to do, and leaves nothing behind."""

@@ -154,6 +154,7 @@ between = partial(gradient_penalty, F, REAL, FAKE)
         (lambda: gradient_penalty(F, REAL[:, 0], FAKE[:, 0]), ("(4, 8, 8)", "reshape: gray images")),
         (lambda: gradient_penalty(F, REAL[:, None], FAKE[:, None]), ("(4, 1, 3, 8, 8)", "reshape: a video")),
         (lambda: W.norm(REAL.flatten(1), REAL.flatten(1)), ("(4, 192)", "reshape: flat images")),
+        (lambda: W.norm(REAL.mT.movedim(1, 3), REAL.mT.movedim(1, 3)), ("(4, 8, 8, 3)", "x.permute(0, 3, 1, 2)")),
         (lambda: torch.inference_mode()(between)(), ("gradients are off", "inference_mode")),
         (lambda: Wasserstein(image_range=(1, 0)), ("image_range", "(1, 0)")),
         (lambda: Wasserstein(image_range=[0, 1]), ("image_range", "[0, 1]")),
@@ -364,6 +365,17 @@ def test_the_norm_alone_takes_flat_gradients_and_is_safe_at_zero(make):
     flat = torch.zeros(4, 192, requires_grad=True)
     (slope,) = torch.autograd.grad(ground.norm(flat, REAL).sum(), flat)
     assert torch.equal(slope, torch.zeros(4, 192))
+
+
+def test_gradients_that_lead_back_to_no_critic_are_warned_of():
+    x = REAL.clone().requires_grad_()
+    loose, g = (torch.autograd.grad(F(x).square().sum(), x, create_graph=graph)[0] for graph in (False, True))
+    for exchanged_or_loose in (lambda: W.norm(x, g), lambda: W.norm(loose, x)):
+        (message,) = warnings_of([exchanged_or_loose])
+        assert "create_graph=True" in message and "norm(gradients, images)" in message
+    with torch.no_grad():
+        assert not warnings_of([lambda: W.norm(loose, x)])
+    assert not warnings_of([lambda: W.norm(g, x), lambda: W.norm(loose, REAL)])
 
 
 def test_a_penalty_is_no_number():

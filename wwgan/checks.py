@@ -15,7 +15,7 @@ from torch._subclasses import FakeTensor
 ImageRange = tuple[float, float]
 RANGE: ImageRange = (-1.0, 1.0)  # of black and white
 _RESHAPE = {
-    2: "reshape: flat images x as x.view(B, C, H, W), with lambda x: critic(x.flatten(1)) for a critic of flat ones",
+    2: "reshape: flat images x as x.view(B, C, H, W)",
     3: "reshape: gray images (B, H, W) as x.unsqueeze(1), one image (C, H, W) as x.unsqueeze(0)",
     5: "reshape: a video (B, T, C, H, W) as x.flatten(1, 2), frames as channels, or x.flatten(0, 1), frames as images",
 }
@@ -118,6 +118,7 @@ def promoted_images(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
     check_tensors(real=real, fake=fake)
     if real.dim() != 4 or real.shape != fake.shape:
         hint = _hint(fake if real.dim() == 4 else real)
+        hint += ", with lambda x: critic(x.flatten(1)) for a critic of flat ones" * (real.dim() == 2 < real.shape[1])
         if real.dim() == 4 and fake.dim() > 1 and fake.shape[2:].numel() == 1 and fake.numel() != real.numel():
             hint = ": fake are the generator's images, not z"
         got = f"{tuple(real.shape)} and {tuple(fake.shape)}"
@@ -155,9 +156,19 @@ def check_gradient(g: Tensor, x: Tensor) -> None:
     """ValueError unless gradient g and images x are tensors of one shape (B, C, H, W), with pixels."""
     check_tensors(g=g, x=x)
     if g.dim() != 4 or g.shape != x.shape or 0 in g.shape[1:]:
-        raise ValueError(
-            "critic gradient g and images x must both have shape (B, C, H, W) with pixels, "
-            f"got {tuple(g.shape)} and {tuple(x.shape)}{_hint(x)}"
+        wanted = "critic gradient g and images x must have the same shape (B, C, H, W) with pixels"
+        raise ValueError(f"{wanted}, got {tuple(g.shape)} and {tuple(x.shape)}{_hint(x)}")
+    if x.shape[3] in (1, 3) and x.shape[1] == x.shape[2] > 3:
+        raise ValueError(f"images must be (B, C, H, W), {tuple(x.shape)} has channels last: take x.permute(0, 3, 1, 2)")
+
+
+def warn_without_graph(g: Tensor, x: Tensor) -> None:
+    """Warns of gradients that do not lead back to the critic though the images they were taken at ask for it."""
+    if torch.is_grad_enabled() and x.requires_grad and g.is_leaf and not torch.compiler.is_compiling():
+        warnings.warn(
+            "the norm of these gradients cannot train the critic: take them with create_graph=True, and pass them "
+            "first, norm(gradients, images)",
+            stacklevel=3,
         )
 
 
@@ -219,7 +230,7 @@ class Penalty(_LossAndNorm):
     """
 
     def _is_no_number(self, *_: object) -> NoReturn:
-        raise TypeError("a Penalty holds a loss and norms and is no number: use penalty.loss, already times lambda")
+        raise TypeError("a Penalty holds a loss and norms and is no number: use penalty.loss, with the weight in it")
 
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __neg__ = _is_no_number
     backward = item = mean = _is_no_number

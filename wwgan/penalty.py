@@ -28,6 +28,7 @@ from wwgan.checks import (
     check_score,
     check_tensors,
     warn_of_unit_range,
+    warn_without_graph,
 )
 from .graph import PixelGraph, half_ball
 from .points import intensity, penalty_points
@@ -54,6 +55,7 @@ class HasNorm:
         In the place of g.norm(2, dim=1); its derivative is 0, not NaN, where the gradient is 0.
         """
         check_tensors(g=g, x=x)
+        warn_without_graph(g, x)
         warn_of_unit_range(x, getattr(self, "image_range", None))
         flat = x.dim() == 4 and g.shape == (len(x), x.shape[1:].numel())
         return safe_sqrt(self.squared_norm(g.reshape(x.shape) if flat else g, x))
@@ -121,7 +123,7 @@ class Wasserstein(HasNorm):
         PixelGraph(1, 1, self.neighborhood, self.radius)  # refuses a bad neighbourhood or radius
 
     @classmethod
-    def released(cls, length: float | None = None, **changes: Any) -> "Wasserstein":
+    def released(cls, *, length: float | None = None, **changes: Any) -> "Wasserstein":
         """The form of the authors' released code (2020); fields can be changed by keyword. length: `with_length`'s."""
         return cls(**changes) if length is None else cls.with_length(length, **changes)
 

@@ -30,8 +30,8 @@ def displacement_interpolation(
     in a straight line from one's to the other's. A black channel counts as uniform. blur: of the entropic plan in
     pixels; None: 1/32 of the longer side, with which float64 holds motions nearly from corner to corner.
     Same numbers every time, on a GPU as well.
-    Source: Janati et al. 2020, debiased Sinkhorn barycentres; Solomon et al. 2015, on grids; Thibault et al. 2021, steps
-    half as long again.
+    Source: Janati et al. 2020, debiased Sinkhorn barycentres; Solomon et al. 2015, on grids; Thibault et al. 2021,
+    the longer steps.
     """
     blur = max(a.shape[-2:]) / 32 if blur is None else blur
     images, shares = torch.stack([a.detach(), b.detach()]), torch.stack([share, 1 - share])
