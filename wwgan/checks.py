@@ -158,7 +158,7 @@ def check_gradient(g: Tensor, x: Tensor) -> None:
     if g.dim() != 4 or g.shape != x.shape or 0 in g.shape[1:]:
         wanted = "critic gradient g and images x must have the same shape (B, C, H, W) with pixels"
         raise ValueError(f"{wanted}, got {tuple(g.shape)} and {tuple(x.shape)}{_hint(x)}")
-    if x.shape[3] in (1, 3) and x.shape[1] == x.shape[2] > 3:
+    if x.shape[3] in (1, 3) and x.shape[1] == x.shape[2] >= 8:
         raise ValueError(f"images must be (B, C, H, W), {tuple(x.shape)} has channels last: take x.permute(0, 3, 1, 2)")
 
 
