@@ -196,13 +196,9 @@ def perturb(images: Tensor, name: str, strength: float, seed: int = 0) -> Tensor
 BACKGROUND = 1e-4  # light added to every pixel, far below one grey level, so that a black channel has mass too
 
 
-def _light(images: Tensor, background: float = BACKGROUND) -> Tensor:
-    return (images.double() + 1).clamp_min(0) / 2 + background
-
-
 def unit_mass(images: Tensor, background: float = BACKGROUND) -> Tensor:
     """Images (..., H, W) in [-1, 1] -> intensities plus a little background, of mass 1 in each channel, float64."""
-    X = _light(images, background)
+    X = (images.double() + 1).clamp_min(0) / 2 + background
     return X / X.sum((-2, -1), keepdim=True)
 
 
