@@ -67,9 +67,7 @@ def test_a_run_cut_off_goes_on_and_equals_one_that_was_not(tmp_path, here):
     assert [part["step"] for part in json.loads((record / "provenance.json").read_text())["resumed"]] == [4]
 
 
-def test_recorded_runs_are_trained_again_only_for_their_networks_and_studies_may_share_them(
-    tmp_path, here, monkeypatch
-):
+def test_recorded_runs_are_not_trained_again_and_studies_may_share_them(tmp_path, here, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     here |= dict(runs="~/runs")
     run_study(make_study(), **here, only=(name for name in ["wwgan-seed0"]))
@@ -81,11 +79,8 @@ def test_recorded_runs_are_trained_again_only_for_their_networks_and_studies_may
     other = make_study(settings=dict(wwgan=SETTINGS["wwgan"], sobolev=dict(penalty="sobolev")))
     assert names_of(run_study(other, **here)) == ["wwgan-seed0", "sobolev-seed0"]
     assert [*read_records(other, here["results"])] == ["wwgan", "sobolev"] and not gone.exists()
-    run_study(other, **here, with_runs=True)
-    (gone / "checkpoints" / "step_0000004.pt").unlink()  # cut off while it was trained again
-    run_study(other, **here, with_runs=True)
-    assert (gone / "checkpoints" / "step_0000004.pt").exists() and before.items() <= scores_of(here["results"]).items()
-    assert [config.penalty for config in trained] == ["euclidean", "sobolev", "wasserstein", "wasserstein"]
+    assert before.items() <= scores_of(here["results"]).items()
+    assert [config.penalty for config in trained] == ["euclidean", "sobolev"]
 
 
 @pytest.mark.parametrize("folder", ["results", "runs"])
@@ -163,7 +158,7 @@ def test_a_killed_process_fails_its_run_alone_and_a_study_that_ends_saves_the_ot
     where = ["--runs", tmp_path / "runs", "--threads", 1, "--device", "cpu", "--data_dir", data_dir]
     process = fork(main, [*map(str, (tmp_path / "study.json", "--workers", 2, *where))])
     logs = lambda name: [*tmp_path.glob(f"runs/{name}/metrics.jsonl")]
-    workers = lambda: [p for p in psutil.Process(process.pid).children() if "_work" in p.cmdline()[-1]]
+    workers = lambda: [p for p in psutil.Process(process.pid).children() if any("_work()" in word for word in p.cmdline())]
     children = []
     try:
         wait_for(lambda: len(logs("*")) == 2)

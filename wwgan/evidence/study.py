@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..checkpoints import checkpoints
 from ..distributed import using_threads
 from ..files import check_names, project_root, read_json
 from ..runs import MACHINE, copy_record, differing, read_config
@@ -80,7 +79,6 @@ class _Run(NamedTuple):
     record: str
     run_dir: str
     threads: int
-    with_run: bool
     progress: bool
 
 
@@ -88,7 +86,7 @@ def _attempt(run: _Run) -> str | None:
     """Train and record a run, from where it was cut off if it was, unless that is done; what went wrong, or None."""
     folder = Path(run.run_dir)
     try:
-        if not Path(run.record).exists() or run.with_run and run.config.steps not in checkpoints(folder):
+        if not Path(run.record).exists():
             begun = (folder / "config.json").exists()
             with using_threads(run.threads):
                 train(replace(run.config, run_dir=run.run_dir, resume=begun), run.progress)
@@ -105,7 +103,6 @@ def run_study(
     workers: int = 1,
     only: Iterable[str] | None = None,
     threads: int | None = None,
-    with_runs: bool = False,
     progress: bool = True,
     **where: str | None,
 ) -> list[Path]:
@@ -115,8 +112,7 @@ def run_study(
     folder of the run folders; None: data/runs/<name of results>/ of the repository. workers: runs at a time, each in
     a process of its own, which joblib starts here or, within `joblib.parallel_config`, on a cluster; 1: all in this
     process. only: names of runs, such as "wgan-gp-seed0"; None: all. threads: of each run; None: this process's,
-    shared out. with_runs: also train recorded runs again whose last checkpoint, and so the networks, is not here.
-    progress: show bars. where: data_dir, device or eval_weights of this machine; None: as the study says.
+    shared out. progress: show bars. where: data_dir, device or eval_weights of this machine; None: as the study says.
     Raises ValueError for wrong arguments and for folders that hold other settings, before anything is trained;
     RuntimeError naming the runs that failed, after the others are done.
     """
@@ -130,7 +126,7 @@ def run_study(
     here: dict[str, Any] = {name: value for name, value in where.items() if value is not None}
     bars = progress and workers == 1
     chosen = [
-        _Run(replace(config, **here), str(results / name), str(runs / name), threads, with_runs, bars)
+        _Run(replace(config, **here), str(results / name), str(runs / name), threads, bars)
         for name, config in _chosen(study, only, [results, runs]).items()
     ]
     with closing((_attempt(run) for run in chosen) if workers == 1 else _in_processes(chosen, workers)) as ended:
