@@ -158,7 +158,9 @@ def test_a_killed_process_fails_its_run_alone_and_a_study_that_ends_saves_the_ot
     where = ["--runs", tmp_path / "runs", "--threads", 1, "--device", "cpu", "--data_dir", data_dir]
     process = fork(main, [*map(str, (tmp_path / "study.json", "--workers", 2, *where))])
     logs = lambda name: [*tmp_path.glob(f"runs/{name}/metrics.jsonl")]
-    workers = lambda: [p for p in psutil.Process(process.pid).children() if any("_work()" in word for word in p.cmdline())]
+    workers = lambda: [
+        p for p in psutil.Process(process.pid).children() if any("_work()" in word for word in p.cmdline())
+    ]
     children = []
     try:
         wait_for(lambda: len(logs("*")) == 2)

@@ -19,7 +19,9 @@ class Dataset(NamedTuple):
     """What is known about a data set before it is looked for."""
 
     size: int  # default height and width in pixels
-    torchvision: str = ""  # torchvision's class, which downloads it and, unless it comes as image files, reads it
+    # torchvision's class, which downloads it and, unless it comes as image files, reads it: into .data with .labels or
+    # .targets, for train=True or False or for split="train" or "test"
+    torchvision: str = ""
     server: str = ""  # from where
     places: tuple[str, ...] = ()  # what is looked for in <data_dir>/<name> and in data_dir; the last is torchvision's
     padded_from: int | None = None  # pixels of its images, to which a black frame is added

@@ -21,7 +21,7 @@ from ..files import read_json, write_json
 from ..runs import Run, load_run, read_evaluations
 from ..step import draw_many, fixed_random, generate, gradient_norms
 from .attack import random_transport, worst_in_ball, worst_transport
-from .perturbation import MOTIONS, Matched, matched, radial_power_spectrum
+from .perturbation import Matched, matched, radial_power_spectrum
 from .probe import cross_fade, latent_paths, perturbation_path, separation
 from .records import read_records
 from .statistics import Estimate, geometric_estimate, holm, log_ratios, student_p
@@ -50,6 +50,7 @@ ELSEWHERE = {  # where the bound is imposed, but on straight lines between rando
 }
 OUTCOMES = "outcomes.json"
 BUDGETS = (0.5, 1.0)  # of attacks that move mass, in pixels
+MOTIONS = ("translation", "rotation", "scaling", "shear", "elastic")  # the plan's, whatever else is added elsewhere
 PATHS = ("translation", "elastic", "cross-fade", "latent")
 SIZES = (1.0, 2.0, 4.0)  # Euclidean sizes of the perturbations, in intensities
 DETAIL = 0.25  # cycles per pixel above which the power spectrum counts as fine detail
