@@ -118,7 +118,8 @@ def promoted_images(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
     check_tensors(real=real, fake=fake)
     if real.dim() != 4 or real.shape != fake.shape:
         hint = _hint(fake if real.dim() == 4 else real)
-        hint += ", with lambda x: critic(x.flatten(1)) for a critic of flat ones" * (real.dim() == 2 < real.shape[1])
+        if real.dim() == 2 and real.shape[1] > 1:
+            hint += ", with lambda x: critic(x.flatten(1)) for a critic of flat ones"
         if real.dim() == 4 and fake.dim() > 1 and fake.shape[2:].numel() == 1 and fake.numel() != real.numel():
             hint = ": fake are the generator's images, not z"
         got = f"{tuple(real.shape)} and {tuple(fake.shape)}"
@@ -163,7 +164,7 @@ def check_gradient(g: Tensor, x: Tensor) -> None:
 
 
 def warn_without_graph(g: Tensor, x: Tensor) -> None:
-    """Warns of gradients that do not lead back to the critic though the images they were taken at ask for it."""
+    """Warns of gradients that do not lead back to the critic though their images do, and, of leaves, exchanged."""
     if torch.is_grad_enabled() and x.requires_grad and g.is_leaf and not torch.compiler.is_compiling():
         warnings.warn(
             "the norm of these gradients cannot train the critic: take them with create_graph=True, and pass them "

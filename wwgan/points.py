@@ -22,7 +22,7 @@ def _blurred(m: Tensor, blur: float) -> Tensor:
 
 
 def displacement_interpolation(
-    a: Tensor, b: Tensor, share: Tensor, blur: float | None = None, iterations: int = 12
+    a: Tensor, b: Tensor, share: Tensor, blur: float | None = None, iterations: int = 20
 ) -> Tensor:
     """Images on the way between a and b by optimal transport: intensities (B, C, H, W) twice -> (B, C, H, W), detached.
 
@@ -37,14 +37,15 @@ def displacement_interpolation(
     images, shares = torch.stack([a.detach(), b.detach()]), torch.stack([share, 1 - share])
     X, weights = (values.double().movedim(-2, 0).contiguous() for values in (images, shares))  # (H, 2, B, C, W)
     mass = X.sum((0, -1), keepdim=True)
-    X = X + 1e-6 * X.mean((0, -1), keepdim=True) + torch.finfo(X.dtype).tiny  # no pixel is out of every plan
+    tiny = torch.finfo(X.dtype).tiny
+    X = X + 1e-6 * X.mean((0, -1), keepdim=True) + tiny  # no pixel is out of every plan
     X = X / X.sum((0, -1), keepdim=True)
     scaling, debias = torch.ones_like(X), torch.ones_like(X[:, 0])
     for _ in range(iterations):
         reach = _blurred(X / _blurred(scaling, blur), blur)
         between = debias * (weights * reach.log()).sum(1).exp()
         update = between[:, None] / reach
-        scaling = update * (update / scaling).sqrt()  # half as far again as the plain update
+        scaling = update * (update / scaling.clamp_min(tiny)).sqrt()  # half as far again as the plain update
         debias = (debias * between / _blurred(debias, blur)).sqrt()
     between = between / between.sum((0, -1), keepdim=True) * (weights * mass).sum(1)
     return between.movedim(0, -2).to(a.dtype)
