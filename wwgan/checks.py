@@ -164,7 +164,7 @@ def check_gradient(g: Tensor, x: Tensor) -> None:
 
 
 def warn_without_graph(g: Tensor, x: Tensor) -> None:
-    """Warns of gradients that do not lead back to the critic though their images do, and, of leaves, exchanged."""
+    """Warns where gradients have no graph back to the critic, or stand in the place of images that are leaves."""
     if torch.is_grad_enabled() and x.requires_grad and g.is_leaf and not torch.compiler.is_compiling():
         warnings.warn(
             "the norm of these gradients cannot train the critic: take them with create_graph=True, and pass them "

@@ -131,10 +131,11 @@ class Wasserstein(HasNorm):
     def with_length(cls, pixels: float, **changes: Any) -> "Wasserstein":
         """The released form with edges of a weight that gives this length; other fields can be changed by keyword.
 
-        pixels: the length, in [0, inf). Motions are transport up to about so many pixels, and no change between images
-        of equal mass costs more than 2 * pixels pixels of motion would, by transport alone (proof in 04_distances).
-        The released form has sqrt(7); 0 has no edges. l2 keeps its value and the edges follow. Raises ValueError for
-        other lengths, for l2 = 0 (every motion is transport) and for forms whose length depends on the image.
+        pixels: the length, in [0, inf). Motions of up to half so many pixels cost nearly what transport costs, and no
+        change between images of equal mass costs more than 2 * pixels pixels of motion would, by transport alone
+        (proof in 04_distances). The released form has sqrt(7); 0 has no edges. l2 keeps its value and the edges
+        follow. Raises ValueError for other lengths, for l2 = 0 (every motion is transport) and for forms whose length
+        depends on the image.
         """
         check_non_negative(length=pixels)
         if "edge_weight" in changes:
